@@ -1,0 +1,266 @@
+//! Carries a plan out. A step that fails is undone alone and reported; the others go on, because each target is
+//! whole by itself and the machine must boot.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use ephemeral_overlay::attributes::Handle;
+use ephemeral_overlay::error::At;
+use ephemeral_overlay::layout::{RUN_DIR, RUN_LINK, open_host_dir};
+use ephemeral_overlay::overlay::{self, is_never_data};
+use ephemeral_overlay::state::{self, BootState, Skipped, TargetState};
+use ephemeral_overlay::token::Token;
+use ephemeral_overlay::{CHECKPOINT_FORMAT, Layout};
+use rustix::fs::{
+    Dir, FileType, Gid, Mode, OFlags, RawMode, Stat, Timespec, Timestamps, Uid, fchmod, fchown, fstat, futimens,
+    mkdirat, openat,
+};
+
+use crate::chains;
+use crate::plan::{Keep, Plan, Step};
+use crate::sys::{self, FileSystem};
+
+/// Carries out `plan`; returns what was not done.
+pub(crate) fn apply(layout: &Layout, plan: Plan) -> Result<Vec<Skipped>> {
+    let run_dir = layout.run_dir();
+    if run_dir.to_string_lossy().contains(['\\', ':', ',']) {
+        bail!("the run directory {} must not contain '\\', ':' or ','", run_dir.display());
+    }
+    create_run_dir(run_dir)?;
+    let mut executor = Executor { layout, ram: false, bound: BTreeSet::new(), targets: Vec::new(), tmpfs: Vec::new() };
+    let mut skipped = plan.skipped;
+    for step in plan.steps {
+        if let Err((path, error)) = executor.execute(step) {
+            skipped.push(Skipped { path, reason: format!("{error:#}") });
+        }
+    }
+    BootState {
+        version: state::VERSION,
+        checkpoint_format: CHECKPOINT_FORMAT,
+        targets: executor.targets,
+        tmpfs: executor.tmpfs,
+        skipped: skipped.clone(),
+    }
+    .write(&layout.boot_state())?;
+    Ok(skipped)
+}
+
+fn create_run_dir(run_dir: &Path) -> Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(run_dir).at("mkdir", run_dir)?;
+    if run_dir == Path::new(RUN_DIR) {
+        match symlink(RUN_DIR, RUN_LINK) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error).at("symlink", RUN_LINK)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+struct Executor<'a> {
+    layout: &'a Layout,
+    /// Our tmpfs is mounted.
+    ram: bool,
+    /// The targets whose lower is bound.
+    bound: BTreeSet<PathBuf>,
+    targets: Vec<TargetState>,
+    tmpfs: Vec<PathBuf>,
+}
+
+impl Executor<'_> {
+    /// Does one step; an error comes with the path that is skipped because of it.
+    fn execute(&mut self, step: Step) -> Result<(), (PathBuf, anyhow::Error)> {
+        match step {
+            Step::Ram { size, inodes } => self.ram(size, inodes).map_err(|error| (self.layout.ram(), error)),
+            Step::Store(path) => self.store(&path).map_err(|error| (path, error)),
+            Step::Lower(target) => self.lower(&target).map_err(|error| (target, error)),
+            // The reason was given when its lower, or the tmpfs, failed.
+            Step::Overlay { target, .. } if !self.ram || !self.bound.contains(&target) => {
+                Err((target, anyhow::anyhow!("what it needs could not be mounted (see above)")))
+            }
+            Step::Overlay { target, unpack } => self.overlay(&target, unpack).map_err(|error| (target, error)),
+            Step::Tmpfs { path, size, skeleton, keep } => {
+                self.tmpfs(&path, size, skeleton, &keep).map_err(|error| (path, error))
+            }
+        }
+    }
+
+    fn ram(&mut self, size: u64, inodes: u64) -> Result<()> {
+        let at = self.layout.ram();
+        let dir = create_dir(&at)?;
+        let tmpfs = FileSystem {
+            fs_type: "tmpfs",
+            source: "ephemeral-overlay",
+            options: vec![("size", size.to_string()), ("nr_inodes", inodes.to_string()), ("mode", "0700".into())],
+            restricted: false,
+        };
+        tmpfs.mount_on(dir.as_fd(), &|_| Ok(()))?;
+        sys::make_private(&at).inspect_err(|_| sys::detach(&at))?;
+        self.ram = true;
+        Ok(())
+    }
+
+    fn store(&mut self, path: &Path) -> Result<()> {
+        let host = self.layout.below_root(path);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&host).at("mkdir", &host)?;
+        let dir = self.layout.open_dir(path)?;
+        fchmod(dir.as_fd(), Mode::RWXU).at("fchmod", path)?;
+        let at = self.layout.store_bind();
+        create_dir(&at)?;
+        sys::bind_privately(dir.as_fd(), &at)
+    }
+
+    fn lower(&mut self, target: &Path) -> Result<()> {
+        let dir = self.layout.open_dir(target)?;
+        let at = self.layout.lower(target);
+        create_dir(&at)?;
+        sys::bind_privately(dir.as_fd(), &at)?;
+        let handle = Handle::of(&dir);
+        if Token::read(&handle, target)?.is_none() {
+            // On a root that is still read-only the first merge does it; no checkpoint depends on it.
+            drop(Token::random()?.write(&handle, target));
+        }
+        self.bound.insert(target.to_path_buf());
+        Ok(())
+    }
+
+    fn overlay(&mut self, target: &Path, unpack: bool) -> Result<()> {
+        let (lower, upper, work) = (self.layout.lower(target), self.layout.upper(target), self.layout.work(target));
+        let result = (|| {
+            let upper_dir = create_dir(&upper)?;
+            create_dir(&work)?;
+            copy_own_attributes(open_host_dir(&lower)?.as_fd(), upper_dir.as_fd(), &upper)?;
+            if unpack {
+                chains::unpack(self.layout, target)?;
+            }
+            let text = |path: &Path| path.to_string_lossy().into_owned();
+            let mut options = vec![("lowerdir", text(&lower)), ("upperdir", text(&upper)), ("workdir", text(&work))];
+            options.extend(overlay::OPTIONS.map(|(key, value)| (key, value.to_owned())));
+            let overlay = FileSystem { fs_type: "overlay", source: "ephemeral-overlay", options, restricted: false };
+            let root = overlay.mount_on(self.layout.open_dir(target)?.as_fd(), &|_| Ok(()))?;
+            Ok(fstat(root).at("fstat", target)?.st_dev)
+        })();
+        match result {
+            Ok(device) => {
+                let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+                self.targets.push(TargetState { path: target.to_path_buf(), device, released: false });
+                Ok(())
+            }
+            Err(error) => {
+                sys::detach(&lower);
+                // Only RAM of ours, and the machine boots from disk for this target either way.
+                drop(upper.parent().map(fs::remove_dir_all));
+                Err(error)
+            }
+        }
+    }
+
+    fn tmpfs(&mut self, path: &Path, size: u64, skeleton: bool, keep: &[Keep]) -> Result<()> {
+        let hidden = self.layout.open_dir(path)?;
+        let kept = keep.iter().map(|keep| self.keep(keep)).collect::<Result<Vec<_>>>()?;
+        let tmpfs = FileSystem {
+            fs_type: "tmpfs",
+            source: "ephemeral-overlay",
+            options: vec![("size", size.to_string())],
+            restricted: true,
+        };
+        let root = tmpfs.mount_on(hidden.as_fd(), &|root| {
+            if skeleton {
+                copy_skeleton(hidden.as_fd(), root, path)?;
+            }
+            copy_own_attributes(hidden.as_fd(), root, path)
+        })?;
+        for (keep, tree) in keep.iter().zip(kept) {
+            let bound = (|| {
+                let at = match mkdirat(root.as_fd(), &keep.name, Mode::RWXU) {
+                    Ok(()) | Err(rustix::io::Errno::EXIST) => open_child(root.as_fd(), OsStr::new(&keep.name))?,
+                    Err(error) => return Err(error).at("mkdirat", path.join(&keep.name)).map_err(Into::into),
+                };
+                sys::attach(tree.as_fd(), at.as_fd())
+            })();
+            if let Err(error) = bound {
+                sys::detach(&self.layout.below_root(path));
+                return Err(error);
+            }
+        }
+        self.tmpfs.push(path.to_path_buf());
+        Ok(())
+    }
+
+    /// A detached copy of the mount of a directory that stays on disk, moved to its place first where that is due.
+    fn keep(&self, keep: &Keep) -> Result<OwnedFd> {
+        if let Some(from) = &keep.moved_from {
+            let (from, to) = (self.layout.below_root(from), self.layout.below_root(&keep.source));
+            if let Some(parent) = to.parent() {
+                fs::create_dir_all(parent).at("mkdir", parent)?;
+            }
+            fs::rename(&from, &to).at("rename", &from)?;
+        }
+        sys::clone_tree(self.layout.open_dir(&keep.source)?.as_fd())
+    }
+}
+
+/// Creates a directory of ours (0700) in the run directory, with its parents, and opens it.
+fn create_dir(path: &Path) -> Result<OwnedFd> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).at("mkdir", path)?;
+    Ok(open_host_dir(path)?)
+}
+
+/// Gives the directory `to` the mode, owner, times and attributes of the directory `from`.
+fn copy_own_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let stat = fstat(from).at("fstat", path)?;
+    copy_owner_and_mode(&stat, to, path)?;
+    let target = Handle::of(to);
+    for (name, value) in Handle::of(from).read_all().at("listxattr", path)? {
+        if is_never_data(&name) {
+            continue;
+        }
+        match target.write(&name, &value) {
+            // tmpfs has user.* only since 6.6; the merge keeps lower's (docs/overlayfs.md).
+            Err(rustix::io::Errno::NOTSUP) if name.starts_with(b"user.") => {}
+            other => other.at("setxattr", path)?,
+        }
+    }
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: stat.st_atime, tv_nsec: stat.st_atime_nsec.try_into()? },
+        last_modification: Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec.try_into()? },
+    };
+    Ok(futimens(to, &times).at("futimens", path)?)
+}
+
+fn copy_owner_and_mode(stat: &Stat, to: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid))).at("fchown", path)?;
+    Ok(fchmod(to, Mode::from_raw_mode(stat.st_mode as RawMode & 0o7777)).at("fchmod", path)?)
+}
+
+/// Creates in `to` the directories that are in `from`, without files, so that packages find their folders.
+fn copy_skeleton(from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let mut pending = vec![(from.try_clone_to_owned()?, to.try_clone_to_owned()?, path.to_path_buf())];
+    while let Some((from, to, path)) = pending.pop() {
+        for entry in Dir::read_from(&from).at("getdents64", &path)? {
+            let entry = entry.at("getdents64", &path)?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if entry.file_type() != FileType::Directory || name == "." || name == ".." {
+                continue;
+            }
+            let path = path.join(name);
+            let source = open_child(from.as_fd(), name)?;
+            mkdirat(to.as_fd(), name, Mode::RWXU).at("mkdirat", &path)?;
+            let copy = open_child(to.as_fd(), name)?;
+            copy_own_attributes(source.as_fd(), copy.as_fd(), &path)?;
+            pending.push((source, copy, path));
+        }
+    }
+    Ok(())
+}
+
+fn open_child(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(dir, name, flags, Mode::empty()).at("openat", Path::new(name))?)
+}

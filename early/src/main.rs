@@ -1,0 +1,86 @@
+//! `early`: mounts the overlays and the tmpfs folders of a system before the pivot.
+//!
+//! Arguments → facts → plan (pure) → apply. Only what must happen before anything in userspace opens a file happens
+//! here. Nothing panics: whatever goes wrong is said, and the machine boots from disk.
+
+mod apply;
+mod args;
+mod chains;
+mod facts;
+mod plan;
+mod sys;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use args::Args;
+use ephemeral_overlay::Layout;
+use ephemeral_overlay::cmdline::{KernelCmdline, Mode};
+use ephemeral_overlay::state::Skipped;
+
+/// Everything that was planned is done, or there was nothing to do.
+const DONE: u8 = 0;
+/// Nothing is mounted; the machine boots from disk.
+const FROM_DISK: u8 = 1;
+/// The command line is wrong.
+const USAGE: u8 = 2;
+/// Something was skipped, and it was said what.
+const SKIPPED: u8 = 3;
+
+fn main() -> ExitCode {
+    let args = match Args::parse() {
+        Ok(Some(args)) => args,
+        Ok(None) => return say(args::HELP, DONE),
+        Err(error) => return complain(&format!("{error}; see early --help"), USAGE),
+    };
+    match run(&args) {
+        Ok(skipped) if skipped.is_empty() => ExitCode::from(DONE),
+        Ok(skipped) => {
+            for Skipped { path, reason } in skipped {
+                complain(&format!("{} skipped: {reason}", path.display()), SKIPPED);
+            }
+            ExitCode::from(SKIPPED)
+        }
+        Err(error) => complain(&format!("{error:#}; booting from disk"), FROM_DISK),
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<Vec<Skipped>> {
+    let layout = Layout::new(&args.root, args.run_dir.as_deref(), args.config.as_deref());
+    let cmdline = KernelCmdline::parse(&args.cmdline()?);
+    let mode = cmdline.mode();
+    if mode == Mode::NoMerge {
+        return Ok(Vec::new());
+    }
+    // A configuration that does not parse still says where nothing else does: the default store is looked at.
+    let loaded = layout.load_config();
+    let store = loaded.as_ref().map(|config| config.persist.root.clone()).unwrap_or_default();
+    if !args.dry_run {
+        chains::merge_pending(&layout, &store);
+    }
+    loaded?;
+    if mode == Mode::Off {
+        return Ok(Vec::new());
+    }
+    // The merge may have brought a newer configuration to the disk.
+    let config = layout.load_config()?;
+    let facts = facts::observe(&layout, &config).context("looking at the root")?;
+    let plan = plan::plan(&config, &facts);
+    if args.dry_run {
+        say(&plan.to_string(), DONE);
+        return Ok(plan.skipped);
+    }
+    apply::apply(&layout, plan)
+}
+
+#[allow(clippy::print_stdout, reason = "the one place that writes to standard output")]
+fn say(text: &str, code: u8) -> ExitCode {
+    println!("{}", text.trim_end());
+    ExitCode::from(code)
+}
+
+#[allow(clippy::print_stderr, reason = "the one place that writes to the console")]
+fn complain(text: &str, code: u8) -> ExitCode {
+    eprintln!("early: {text}");
+    ExitCode::from(code)
+}

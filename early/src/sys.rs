@@ -1,0 +1,165 @@
+//! The only caller of the mount API. Kernel differences live here, newest first.
+//!
+//! A mount is prepared as an owned descriptor and attached last: an error before that leaves nothing behind.
+//! Kernels without fsopen(2) (before 5.2, or a filter that refuses it) get mount(2) on the spot.
+
+use std::ffi::CString;
+use std::fmt::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use ephemeral_overlay::attributes::Handle;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_change, move_mount, open_tree,
+    unmount,
+};
+
+/// How the root of a new mount is opened.
+const ROOT: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// A file system to be mounted.
+#[derive(Debug)]
+pub(crate) struct FileSystem<'a> {
+    /// Its type.
+    pub fs_type: &'a str,
+    /// What mountinfo shows as the source.
+    pub source: &'a str,
+    /// Its options. No value may hold a `,`: mount(2) could not express it.
+    pub options: Vec<(&'a str, String)>,
+    /// `nosuid,nodev,strictatime`, as for folders that everybody writes to.
+    pub restricted: bool,
+}
+
+impl FileSystem<'_> {
+    /// Mounts it on the directory behind `at`; `fill` puts in what must be there from the start.
+    /// Returns the root of the new mount.
+    pub(crate) fn mount_on(&self, at: BorrowedFd<'_>, fill: &dyn Fn(BorrowedFd<'_>) -> Result<()>) -> Result<OwnedFd> {
+        match self.prepare() {
+            Ok(detached) => {
+                // fsmount(2) gives an O_PATH descriptor, through which nothing can be changed; the mount goes when
+                // that descriptor is closed before it is attached.
+                let root = openat(&detached, ".", ROOT, Mode::empty()).context("openat")?;
+                fill(root.as_fd())?;
+                attach(detached.as_fd(), at)?;
+                Ok(root)
+            }
+            Err(Unprepared::NoSuchCall) => self.mount_at_once(at, fill),
+            Err(Unprepared::Failed(error)) => Err(error),
+        }
+    }
+
+    fn prepare(&self) -> Result<OwnedFd, Unprepared> {
+        let context = match fsopen(self.fs_type, FsOpenFlags::FSOPEN_CLOEXEC) {
+            Err(Errno::NOSYS) => return Err(Unprepared::NoSuchCall),
+            other => other.with_context(|| format!("fsopen {}", self.fs_type))?,
+        };
+        let explain = |error: Errno, call: String| anyhow!("{call}: {error}{}", kernel_message(context.as_fd()));
+        for (key, value) in &self.options {
+            fsconfig_set_string(context.as_fd(), *key, value.as_str())
+                .map_err(|error| explain(error, format!("fsconfig {}: {key}={value}", self.fs_type)))?;
+        }
+        fsconfig_set_string(context.as_fd(), "source", self.source)
+            .map_err(|error| explain(error, format!("fsconfig {}: source", self.fs_type)))?;
+        fsconfig_create(context.as_fd())
+            .map_err(|error| explain(error, format!("fsconfig {}: create", self.fs_type)))?;
+        let attributes = if self.restricted {
+            MountAttrFlags::MOUNT_ATTR_NOSUID
+                | MountAttrFlags::MOUNT_ATTR_NODEV
+                | MountAttrFlags::MOUNT_ATTR_STRICTATIME
+        } else {
+            MountAttrFlags::empty()
+        };
+        Ok(fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+            .with_context(|| format!("fsmount {}", self.fs_type))?)
+    }
+
+    fn mount_at_once(&self, at: BorrowedFd<'_>, fill: &dyn Fn(BorrowedFd<'_>) -> Result<()>) -> Result<OwnedFd> {
+        let mut data = String::new();
+        for (key, value) in &self.options {
+            let comma = if data.is_empty() { "" } else { "," };
+            write!(data, "{comma}{key}={value}")?;
+        }
+        let flags = if self.restricted {
+            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::STRICTATIME
+        } else {
+            MountFlags::empty()
+        };
+        // The path behind the descriptor: the root of the new mount must be looked up again, on top of `at`.
+        let target = std::fs::read_link(Handle::of(at).path()).context("readlink /proc/self/fd")?;
+        mount(self.source, &target, self.fs_type, flags, CString::new(data)?.as_c_str())
+            .with_context(|| format!("mount {} on {}", self.fs_type, target.display()))?;
+        let open = || -> Result<OwnedFd> {
+            let root = openat(CWD, &target, ROOT, Mode::empty())?;
+            fill(root.as_fd())?;
+            Ok(root)
+        };
+        open().inspect_err(|_| detach(&target))
+    }
+}
+
+enum Unprepared {
+    /// The kernel has no fsopen(2).
+    NoSuchCall,
+    Failed(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Unprepared {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What the kernel wrote into the file-system context about the last failure.
+fn kernel_message(context: BorrowedFd<'_>) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 512];
+    while let Ok(length @ 1..) = rustix::io::read(context, &mut buffer[..]) {
+        text.push_str("; kernel: ");
+        text.push_str(String::from_utf8_lossy(&buffer[..length]).trim());
+    }
+    text
+}
+
+/// A detached copy of the mount at `path`, without anything mounted below it.
+pub(crate) fn clone_tree(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(dir, "", flags).context("open_tree")
+}
+
+/// Attaches a detached copy to the directory `at`.
+pub(crate) fn attach(tree: BorrowedFd<'_>, at: BorrowedFd<'_>) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(tree, "", at, "", flags).context("move_mount")
+}
+
+/// Binds the directory behind `dir` to `at`, out of reach of every later mount on the original: in a systemd
+/// initramfs all mounts are shared, and an overlay would be propagated into the bind (measured on 257 and 262).
+pub(crate) fn bind_privately(dir: BorrowedFd<'_>, at: &Path) -> Result<()> {
+    let bound = match clone_tree(dir) {
+        Ok(tree) => {
+            let at = openat(CWD, at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            attach(tree.as_fd(), at.as_fd())
+        }
+        Err(error) if error.downcast_ref() == Some(&Errno::NOSYS) => {
+            rustix::mount::mount_bind(Handle::of(dir).path(), at).context("mount --bind")
+        }
+        Err(error) => Err(error),
+    };
+    bound.with_context(|| format!("binding {}", at.display()))?;
+    make_private(at).inspect_err(|_| detach(at))
+}
+
+/// Takes the mount at `at` out of its peer group.
+pub(crate) fn make_private(at: &Path) -> Result<()> {
+    mount_change(at, MountPropagationFlags::PRIVATE).with_context(|| format!("mount --make-private {}", at.display()))
+}
+
+/// Takes a mount of ours away again, while undoing a step that failed.
+pub(crate) fn detach(at: &Path) {
+    // Nothing uses it yet, and the failure that led here is the one that is reported.
+    let _reported_already = unmount(at, UnmountFlags::DETACH);
+}

@@ -1,0 +1,113 @@
+//! `boot.json` in the run directory: what `early` did in this boot, for `syncd`. Written once the mounts stand,
+//! changed only by `syncd` when a target is released. No file: the hook was not active.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{At, SystemError};
+
+/// The version of this file that this build reads and writes.
+pub const VERSION: u32 = 1;
+
+/// What `early` did in this boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootState {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The newest checkpoint format that the merge in this initramfs can read; none newer is written in this boot.
+    pub checkpoint_format: u32,
+    /// The overlays that were mounted.
+    pub targets: Vec<TargetState>,
+    /// The tmpfs mounts that were made.
+    pub tmpfs: Vec<PathBuf>,
+    /// What was asked for and not done.
+    pub skipped: Vec<Skipped>,
+}
+
+/// One overlay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetState {
+    /// The target, as in `dirs`.
+    pub path: PathBuf,
+    /// `major:minor` of the overlay's superblock, as mountinfo shows it.
+    pub device: String,
+    /// The upper directory was merged and discarded; nothing of this target is in RAM.
+    pub released: bool,
+}
+
+/// Something that was asked for and not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// What.
+    pub path: PathBuf,
+    /// Why, and what to do about it.
+    pub reason: String,
+}
+
+/// Why a `boot.json` could not be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// It could not be read or written.
+    #[error(transparent)]
+    System(#[from] SystemError),
+    /// It is not what this build writes.
+    #[error("{} is not a boot state; reboot to have it written again", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// It was written by another version of `early`.
+    #[error("{} has version {found}, this syncd reads {VERSION}; rebuild the initramfs and reboot", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+}
+
+impl BootState {
+    /// Reads the state; `None` when there is no such file.
+    ///
+    /// # Errors
+    /// When it exists and cannot be read or understood.
+    pub fn read(path: &Path) -> Result<Option<Self>, StateError> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).at("read", path).map_err(Into::into),
+        };
+        let malformed = |source| StateError::Malformed { path: path.to_path_buf(), source };
+        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(malformed)?;
+        match value.get("version").and_then(serde_json::Value::as_u64) {
+            Some(found) if found != u64::from(VERSION) => {
+                Err(StateError::Version { path: path.to_path_buf(), found: u32::try_from(found).unwrap_or(u32::MAX) })
+            }
+            _ => serde_json::from_value(value).map(Some).map_err(malformed),
+        }
+    }
+
+    /// Writes the state, whole or not at all. The run directory is RAM: nothing is synced.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), StateError> {
+        let temporary = path.with_extension("json.new");
+        let text = serde_json::to_string_pretty(self)
+            .map_err(|source| StateError::Malformed { path: path.to_path_buf(), source })?;
+        let mut file = std::fs::File::create(&temporary).at("open", &temporary)?;
+        file.write_all(text.as_bytes()).at("write", &temporary)?;
+        Ok(std::fs::rename(&temporary, path).at("rename", path)?)
+    }
+
+    /// The overlay on `target`, if there is one that was not released.
+    #[must_use]
+    pub fn target(&self, target: &Path) -> Option<&TargetState> {
+        self.targets.iter().find(|state| state.path == target && !state.released)
+    }
+}

@@ -1,0 +1,52 @@
+//! What lower has at a path, reduced to what tells that somebody changed it on disk. Times alone are no change.
+
+use ephemeral_overlay::error::At;
+use rustix::fs::FileType;
+use serde::Serialize;
+
+use crate::content::{self, NoSink};
+use crate::digest::{self, Digest};
+use crate::entry::{Base, Kind};
+use crate::error::Result;
+use crate::path::RelPath;
+use crate::scan::{Object, View, scan_below};
+use crate::tree::Tree;
+
+/// One object in the digest of a subtree.
+#[derive(Serialize)]
+struct Line<'a> {
+    path: &'a RelPath,
+    owner: (u32, u32, u32),
+    kind: Option<&'a Kind>,
+    content: Option<Digest>,
+}
+
+/// What lower has at `path`. With `hides`, a directory is taken with everything below it.
+///
+/// # Errors
+/// Whatever reading lower says.
+pub fn capture(lower: &Tree, path: &RelPath, hides: bool, seed: u64) -> Result<Base> {
+    let Some(stat) = lower.stat(path)? else { return Ok(Base::Absent) };
+    if !hides && FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        return Ok(Base::Dir { owner: (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) });
+    }
+    let found = scan_below(lower, View::Plain, path)?;
+    let mut buffer = Vec::new();
+    let mut lines = Vec::new();
+    for found in &found {
+        let (meta, kind, content) = match &found.object {
+            Object::File(meta) => {
+                let file = lower.open_file(&found.path)?;
+                let read = content::read(&file, seed, &mut buffer, &lower.show(&found.path), &mut NoSink)?;
+                (meta, None, Some(read.digest))
+            }
+            Object::Other(kind, meta) => (meta, Some(kind), None),
+            Object::Whiteout => continue,
+        };
+        lines.push(Line { path: &found.path, owner: (meta.mode, meta.uid, meta.gid), kind, content });
+    }
+    let bytes = postcard::to_stdvec(&lines)
+        .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidInput, error))
+        .at("encode", lower.show(path))?;
+    Ok(Base::Whole { digest: digest::of_bytes(&bytes, seed) })
+}

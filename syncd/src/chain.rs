@@ -1,0 +1,241 @@
+//! A target's checkpoints since its last merge, and their pure composition into one net state.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ephemeral_overlay::token::Token;
+
+use crate::digest::Digest;
+use crate::entry::{Base, Change, Content, State};
+use crate::error::{Error, Result};
+use crate::format::Relation;
+use crate::format::read::Checkpoint;
+use crate::path::RelPath;
+
+/// What a path is after a whole chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// Present or deleted, never as lower.
+    pub state: State,
+    /// The checkpoint that says so, and that holds the data.
+    pub seq: u64,
+}
+
+/// The sum of a chain: what upper held at its last checkpoint, path by path.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Net {
+    /// What upper held.
+    pub entries: BTreeMap<RelPath, Recorded>,
+    /// What lower had when each path was first captured.
+    pub bases: BTreeMap<RelPath, Base>,
+}
+
+impl Net {
+    /// Adds the changes of one checkpoint.
+    pub fn apply(&mut self, seq: u64, full: bool, changes: &[Change]) {
+        if full {
+            self.entries.clear();
+        }
+        for Change { path, state, base } in changes {
+            match state {
+                State::AsLower => drop(self.entries.remove(path)),
+                state => drop(self.entries.insert(path.clone(), Recorded { state: state.clone(), seq })),
+            }
+            if let Some(base) = base {
+                self.add_base(path, base);
+            }
+        }
+    }
+
+    /// Remembers what lower had. The first word counts, save that a directory which only showed through at first
+    /// and is hidden later is then recorded whole.
+    fn add_base(&mut self, path: &RelPath, base: &Base) {
+        let known = self.bases.get(path);
+        if known.is_none() || matches!((known, base), (Some(Base::Dir { .. }), Base::Whole { .. })) {
+            self.bases.insert(path.clone(), base.clone());
+        }
+    }
+
+    /// Whether what lower had at `path` is already covered by what is known of it or of a directory above it.
+    #[must_use]
+    pub fn has_base(&self, path: &RelPath, hides: bool) -> bool {
+        let covers = |base: &Base| matches!(base, Base::Whole { .. } | Base::Absent);
+        self.bases.get(path).is_some_and(|base| !hides || covers(base))
+            || path.ancestors().any(|above| self.bases.get(&above).is_some_and(covers))
+    }
+
+    /// Whether a directory above `path` hides lower's.
+    #[must_use]
+    pub fn below_opaque(&self, path: &RelPath) -> bool {
+        path.ancestors().any(|above| {
+            self.entries
+                .get(&above)
+                .and_then(|recorded| recorded.state.node())
+                .is_some_and(super::entry::Node::is_opaque)
+        })
+    }
+
+    /// Checks what no single checkpoint can show: that everything stands in a directory.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn check(&self) -> Result<()> {
+        for (path, recorded) in &self.entries {
+            let wrong = |what| Err(Error::Inconsistent { seq: recorded.seq, path: path.clone(), what });
+            let Some(parent) = path.parent() else {
+                if !recorded.state.node().is_some_and(super::entry::Node::is_dir) {
+                    return wrong("is the root and no directory");
+                }
+                continue;
+            };
+            let parent = self.entries.get(&parent).and_then(|recorded| recorded.state.node());
+            if !parent.is_some_and(super::entry::Node::is_dir) {
+                return wrong("stands in no directory");
+            }
+        }
+        Ok(())
+    }
+
+    /// The link groups: the members of each, in path order.
+    #[must_use]
+    pub fn groups(&self) -> BTreeMap<(u64, u32), Vec<&RelPath>> {
+        let mut groups: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (path, recorded) in &self.entries {
+            if let Some(node) = recorded.state.node().filter(|node| node.group != 0) {
+                groups.entry((recorded.seq, node.group)).or_default().push(path);
+            }
+        }
+        groups
+    }
+}
+
+/// The valid checkpoints of a target, from the newest full one on.
+#[derive(Debug)]
+pub struct Chain {
+    checkpoints: Vec<Checkpoint>,
+}
+
+impl Chain {
+    /// Takes checkpoints in the order of their numbers and keeps those from the newest full one on; `None` if there
+    /// is none at all.
+    ///
+    /// # Errors
+    /// When they do not follow one another: a gap, a foreign file, a delta whose predecessor is not the one it names.
+    pub fn new(mut checkpoints: Vec<Checkpoint>, target: &Path) -> Result<Option<Self>> {
+        let damaged = |checkpoint: &Checkpoint, what: &str| Error::Damaged {
+            path: checkpoint.path().to_path_buf(),
+            what: what.to_owned(),
+        };
+        let Some(first) = checkpoints.first() else { return Ok(None) };
+        let newest_full =
+            checkpoints.iter().rposition(|checkpoint| matches!(checkpoint.header.relation, Relation::Full { .. }));
+        let Some(newest_full) = newest_full else {
+            return Err(damaged(first, "the full checkpoint before it is missing"));
+        };
+        checkpoints.drain(..newest_full);
+        for checkpoint in &checkpoints {
+            if checkpoint.header.target != target {
+                return Err(damaged(checkpoint, "it belongs to another target"));
+            }
+        }
+        for pair in checkpoints.windows(2) {
+            let (before, after) = (&pair[0], &pair[1]);
+            let follows = after.header.relation == Relation::Delta { predecessor: before.digest }
+                && after.header.sequence == before.header.sequence + 1
+                && after.header.seed == before.header.seed
+                && after.header.token == before.header.token;
+            if !follows {
+                return Err(damaged(after, "it does not follow the checkpoint before it"));
+            }
+        }
+        Ok(Some(Self { checkpoints }))
+    }
+
+    /// The checkpoints, oldest first; never empty.
+    #[must_use]
+    pub fn checkpoints(&self) -> &[Checkpoint] {
+        &self.checkpoints
+    }
+
+    /// The newest checkpoint.
+    #[must_use]
+    pub fn last(&self) -> &Checkpoint {
+        &self.checkpoints[self.checkpoints.len() - 1]
+    }
+
+    /// The first and the last sequence number.
+    #[must_use]
+    pub fn range(&self) -> (u64, u64) {
+        (self.checkpoints[0].header.sequence, self.last().header.sequence)
+    }
+
+    /// Lower's token at the time.
+    #[must_use]
+    pub fn token(&self) -> Option<Token> {
+        self.last().header.token
+    }
+
+    /// The seed of the content digests.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.last().header.seed
+    }
+
+    /// The length of all its files in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.checkpoints.iter().map(Checkpoint::bytes).sum()
+    }
+
+    /// The digest that the next delta has to name.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.last().digest
+    }
+
+    /// Reads every byte of every checkpoint and checks all digests.
+    ///
+    /// # Errors
+    /// The first that is damaged.
+    pub fn verify(&self) -> Result<()> {
+        self.checkpoints.iter().try_for_each(Checkpoint::verify)
+    }
+
+    /// Keeps the checkpoints before the first damaged one; `None` when not even the first is whole.
+    #[must_use]
+    pub fn valid_prefix(mut self) -> Option<Self> {
+        let valid = self.checkpoints.iter().take_while(|checkpoint| checkpoint.verify().is_ok()).count();
+        self.checkpoints.truncate(valid);
+        (!self.checkpoints.is_empty()).then_some(self)
+    }
+
+    /// The sum of the chain.
+    ///
+    /// # Errors
+    /// When the sum contradicts itself.
+    pub fn compose(&self) -> Result<Net> {
+        let mut net = Net::default();
+        for checkpoint in &self.checkpoints {
+            let full = matches!(checkpoint.header.relation, Relation::Full { .. });
+            net.apply(checkpoint.header.sequence, full, &checkpoint.changes);
+        }
+        net.check()?;
+        Ok(net)
+    }
+
+    /// Hands out the bytes of a file that checkpoint `seq` holds.
+    ///
+    /// # Errors
+    /// When they cannot be read, or `sink` fails.
+    pub fn contents(
+        &mut self,
+        seq: u64,
+        content: &Content,
+        sink: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        // The numbers are contiguous: checked when the chain was put together.
+        let first = self.checkpoints[0].header.sequence;
+        let at = usize::try_from(seq.saturating_sub(first)).unwrap_or(usize::MAX);
+        self.checkpoints.get_mut(at).map_or(Ok(()), |checkpoint| checkpoint.contents(content, sink))
+    }
+}

@@ -1,0 +1,153 @@
+//! The command line: arguments, exit status, and the few words that go to standard output.
+
+mod checkpoint;
+mod merge;
+mod report;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgAction, Args as Arguments, Parser, Subcommand};
+use syncd::Error;
+use syncd::system::System;
+use tracing_subscriber::filter::LevelFilter;
+
+/// Brings what the overlays keep in RAM back to disk: checkpoints while they are mounted, merges once they are not.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Exit status: 0 done; 1 failed, nothing changed; 2 usage; 3 done, but something was left or is fuzzy (said on standard error)."
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Arguments)]
+struct Common {
+    /// The system's root
+    #[arg(long, global = true, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+    /// The run directory, not relative to --root [default: /run/initramfs/ephemeral-overlay]
+    #[arg(long, global = true, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// The configuration [default: etc/ephemeral-overlay.toml below --root]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say more
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+    /// Say only what went wrong
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write what changed in RAM to the store; durable when it returns 0
+    Checkpoint {
+        /// Targets, for example /etc [default: all]
+        targets: Vec<PathBuf>,
+        /// Say what would be written, and write nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Bring the checkpoints of targets that are not mounted to their directories
+    Merge {
+        /// Targets, for example /etc [default: all]
+        targets: Vec<PathBuf>,
+        /// Merge what stands before a damaged checkpoint, and set the rest aside
+        #[arg(long, conflicts_with = "set_aside")]
+        accept_prefix: bool,
+        /// Merge nothing: move the checkpoints away, into `aside` in the store
+        #[arg(long)]
+        set_aside: bool,
+    },
+    /// What is in RAM, what is in the store
+    Status,
+    /// For `early`: unpack a chain that cannot be merged into an upper directory
+    #[command(hide = true)]
+    Unpack {
+        target: PathBuf,
+        #[arg(long)]
+        upper: PathBuf,
+    },
+}
+
+/// What a command came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Outcome {
+    /// Everything was done.
+    Done,
+    /// Something was left, or is fuzzy; it was said.
+    Partial,
+    /// The command line names something that does not exist.
+    Usage,
+    /// It failed; what was there before is untouched.
+    Failed,
+}
+
+impl Outcome {
+    /// What an error means for the exit status.
+    pub(crate) fn of_error(error: &anyhow::Error) -> Self {
+        match error.downcast_ref() {
+            Some(Error::UnknownTarget { .. }) => Self::Usage,
+            Some(Error::Alive { .. }) => Self::Partial,
+            _ => Self::Failed,
+        }
+    }
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        Self::from(match outcome {
+            Outcome::Done => 0,
+            Outcome::Failed => 1,
+            Outcome::Usage => 2,
+            Outcome::Partial => 3,
+        })
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
+    let Common { root, run_dir, config, json, .. } = &args.common;
+    let system = System::open(root, run_dir.as_deref(), config.as_deref())?;
+    match &args.command {
+        Command::Checkpoint { targets, dry_run } => checkpoint::run(&system, targets, *dry_run, *json),
+        Command::Merge { targets, accept_prefix, set_aside } => {
+            merge::run(&system, targets, *accept_prefix, *set_aside, *json)
+        }
+        Command::Status => status::run(&system, *json),
+        Command::Unpack { target, upper } => merge::unpack(&system, target, upper),
+    }
+}
+
+/// Messages go to standard error, without time stamps: whoever keeps them adds those.
+pub(crate) fn log_to_stderr(args: &Args) {
+    let level = match (args.common.quiet, args.common.verbose) {
+        (true, _) => LevelFilter::ERROR,
+        (false, 0) => LevelFilter::INFO,
+        (false, 1) => LevelFilter::DEBUG,
+        (false, _) => LevelFilter::TRACE,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .with_ansi(false)
+        .init();
+}
+
+/// Prints a line, or a whole report.
+#[allow(clippy::print_stdout, reason = "the one place that writes to standard output")]
+fn say(text: &str) {
+    println!("{text}");
+}

@@ -1,0 +1,122 @@
+//! `syncd checkpoint`.
+
+use std::path::{Path, PathBuf};
+
+use bytesize::ByteSize;
+use syncd::checkpoint::{ChangeKind, CheckpointOptions, CheckpointStats, own_log, take};
+use syncd::store::Store;
+use syncd::system::System;
+
+use super::report::{TargetReport, finish};
+use super::{Outcome, say};
+
+pub(crate) fn run(system: &System, targets: &[PathBuf], dry_run: bool, json: bool) -> anyhow::Result<Outcome> {
+    let mounted = system.mounted_targets(targets)?;
+    if mounted.is_empty() {
+        tracing::info!("nothing is in RAM: {}", why_nothing(system));
+        if system.live && system.boot.is_none() && !dry_run {
+            note_disk_boot(system)?;
+        }
+        return finish(Vec::new(), json);
+    }
+    let store_path = system.store_path()?;
+    let store = if dry_run { Store::open_to_read(&store_path)? } else { Some(Store::open(&store_path)?) };
+    // A dry run before the first checkpoint: there is no store, and nothing in it.
+    let store = store.unwrap_or_else(|| Store::absent(&store_path));
+    let mut reports = Vec::new();
+    for target in mounted {
+        let result = one(system, &store, &target, dry_run);
+        let report = match result {
+            Ok(stats) => report(&target, &stats, dry_run, json),
+            Err(error) => TargetReport::new(&target, Outcome::Failed, format!("{:#}", anyhow::Error::from(error))),
+        };
+        report.say();
+        if !dry_run {
+            report.keep(&system.layout);
+        }
+        reports.push(report);
+    }
+    finish(reports, json)
+}
+
+/// Takes a checkpoint of one target.
+pub(crate) fn one(system: &System, store: &Store, target: &Path, dry_run: bool) -> syncd::Result<CheckpointStats> {
+    let (upper, lower) = system.upper_and_lower(target)?;
+    let options = CheckpointOptions {
+        dry_run,
+        compression: system.config.checkpoint.compression,
+        own_log: own_log(target, &system.config.log.file),
+    };
+    take(&store.target(target), &upper, &lower, &options)
+}
+
+/// Notes in the store that the disk was used while checkpoints were pending: the disk's versions are newer.
+fn note_disk_boot(system: &System) -> anyhow::Result<()> {
+    let path = system.store_path()?;
+    if !path.join("targets").is_dir() {
+        return Ok(());
+    }
+    let store = Store::open(&path)?;
+    for target in store.targets()? {
+        if !target.sequences()?.is_empty() {
+            target.note_disk_boot()?;
+            tracing::warn!("{}: checkpoints are pending; `syncd merge` merges them", target.target().display());
+        }
+    }
+    Ok(())
+}
+
+fn why_nothing(system: &System) -> &'static str {
+    match &system.boot {
+        _ if !system.live => "this is not the running system",
+        None => "the hook was not active in this boot",
+        Some(_) => "no such target was mounted, or it was released",
+    }
+}
+
+fn report(target: &Path, stats: &CheckpointStats, dry_run: bool, json: bool) -> TargetReport {
+    let mut words = Vec::new();
+    if let Some(healed) = &stats.healed {
+        words.push(format!("the earlier checkpoints were of no use ({healed}) and are replaced by a full one"));
+    }
+    if let Some(aside) = &stats.set_aside {
+        words.push(format!(
+            "the earlier checkpoints belong to another state of the disk and were moved to {}",
+            aside.display()
+        ));
+    }
+    let count = |kind| stats.changes.iter().filter(|(_, change)| *change == kind).count();
+    let (written, deleted) = (count(ChangeKind::Written), count(ChangeKind::Deleted) + count(ChangeKind::Reverted));
+    words.push(match stats.sequence {
+        Some(sequence) => {
+            let relation = if stats.full { "full" } else { "delta" };
+            format!(
+                "checkpoint {sequence} ({relation}): {written} written, {deleted} gone, {} on disk",
+                ByteSize(stats.written_bytes)
+            )
+        }
+        None if stats.changes.is_empty() => "nothing changed".to_owned(),
+        None => format!("would write: {written} written, {deleted} gone"),
+    });
+    for (what, paths) in
+        [("changed while it was read", &stats.fuzzy), ("was moving, its loss is not recorded", &stats.disputed)]
+    {
+        words.extend(paths.iter().map(|path| format!("{} {what}", path.below(target).display())));
+    }
+    if dry_run && !json {
+        for (path, kind) in &stats.changes {
+            let letter = match kind {
+                ChangeKind::Written => 'W',
+                ChangeKind::Deleted => 'D',
+                ChangeKind::Reverted => 'R',
+            };
+            say(&format!("{letter} {}", path.below(target).display()));
+        }
+    }
+    let outcome = if stats.is_exact() { Outcome::Done } else { Outcome::Partial };
+    TargetReport {
+        sequence: stats.sequence,
+        written_bytes: stats.written_bytes,
+        ..TargetReport::new(target, outcome, words.join("; "))
+    }
+}

@@ -1,0 +1,144 @@
+//! `syncd merge`, and `syncd unpack` for `early`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ephemeral_overlay::error::At;
+use ephemeral_overlay::state::BootState;
+use syncd::conflict::Winner;
+use syncd::merge::{MergeOptions, MergeStats};
+use syncd::store::Store;
+use syncd::system::System;
+use syncd::tree::Tree;
+use syncd::{Error, death, merge};
+
+use super::report::{TargetReport, finish};
+use super::{Outcome, checkpoint};
+
+pub(crate) fn run(
+    system: &System,
+    targets: &[PathBuf],
+    accept_prefix: bool,
+    set_aside: bool,
+    json: bool,
+) -> anyhow::Result<Outcome> {
+    let path = system.store_path()?;
+    if !path.join("targets").is_dir() && system.mounted_targets(targets)?.is_empty() {
+        tracing::info!("nothing is pending");
+        return finish(Vec::new(), json);
+    }
+    let store = Store::open(&path)?;
+    let mut all = system.stored_targets(&store, targets)?;
+    all.extend(system.mounted_targets(targets)?);
+    all.sort_unstable();
+    all.dedup();
+    let mut reports = Vec::new();
+    for target in all {
+        let result = if set_aside { move_away(&store, &target) } else { one(system, &store, &target, accept_prefix) };
+        let report = match result {
+            Ok(None) => continue,
+            Ok(Some(report)) => report,
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                TargetReport::new(&target, Outcome::of_error(&error), format!("{error:#}"))
+            }
+        };
+        report.say();
+        if system.live {
+            report.keep(&system.layout);
+        }
+        reports.push(report);
+    }
+    if reports.is_empty() {
+        tracing::info!("nothing is pending");
+    }
+    finish(reports, json)
+}
+
+/// Merges one target. Where it was mounted in this boot, what is still in RAM goes into a last checkpoint first.
+fn one(system: &System, store: &Store, target: &Path, accept_prefix: bool) -> syncd::Result<Option<TargetReport>> {
+    let part = store.target(target);
+    let state = system.boot.as_ref().and_then(|boot| boot.target(target));
+    if state.is_none() && part.sequences()?.is_empty() && part.marker()?.is_none() {
+        return Ok(None);
+    }
+    let lower = match state {
+        Some(_) => Tree::open(&system.layout.lower(target))?,
+        None => Tree::new(system.layout.open_dir(target)?, &system.layout.below_root(target)),
+    };
+    // The mount that is seen at the target counts, not only the bind below it.
+    let seen = Tree::new(system.layout.open_dir(target)?, &system.layout.below_root(target));
+    death::prove(&system.layout, target, state, &seen)?;
+    if state.is_some() {
+        checkpoint::one(system, store, target, false)?;
+    }
+    let ran_from_disk = part.booted_from_disk() || (system.live && state.is_none());
+    let winner = if ran_from_disk { Winner::Disk } else { Winner::Ram };
+    let stats = merge::merge(&part, &lower, MergeOptions { winner, accept_prefix })?;
+    if state.is_some() {
+        discard(system, target)?;
+    }
+    Ok(stats.map(|stats| report(target, &stats, winner)))
+}
+
+/// Frees the RAM of a target whose upper was merged.
+fn discard(system: &System, target: &Path) -> syncd::Result<()> {
+    let Some(mut boot) = system.boot.clone() else { return Ok(()) };
+    for state in boot.targets.iter_mut().filter(|state| state.path == target) {
+        state.released = true;
+    }
+    // First the word, then the deed: upper is of no use any more.
+    BootState::write(&boot, &system.layout.boot_state())?;
+    if let Some(directory) = system.layout.upper(target).parent() {
+        fs::remove_dir_all(directory).at("unlink", directory)?;
+    }
+    Ok(())
+}
+
+fn move_away(store: &Store, target: &Path) -> syncd::Result<Option<TargetReport>> {
+    let part = store.target(target);
+    if part.sequences()?.is_empty() {
+        return Ok(None);
+    }
+    let aside = part.set_aside()?;
+    let message = format!("its checkpoints were moved to {}", aside.display());
+    Ok(Some(TargetReport::new(target, Outcome::Done, message)))
+}
+
+fn report(target: &Path, stats: &MergeStats, winner: Winner) -> TargetReport {
+    let mut words = vec![match (stats.checkpoints, &stats.set_aside) {
+        (0, None) => "an earlier merge was complete; cleaned up after it".to_owned(),
+        (0, Some(_)) => "nothing was merged".to_owned(),
+        (count, _) => format!("{count} checkpoints merged, {} paths", stats.paths),
+    }];
+    if let Some(aside) = &stats.set_aside {
+        let why = if stats.checkpoints == 0 {
+            "the checkpoints do not belong to this state of the disk"
+        } else {
+            "the rest of the checkpoints is damaged"
+        };
+        words.push(format!("{why}; they were moved to {}", aside.display()));
+    }
+    let kept = match winner {
+        Winner::Ram => "what was in RAM was kept",
+        Winner::Disk => "what was on disk was kept",
+    };
+    for path in &stats.conflicts {
+        words.push(format!(
+            "{} was changed on disk and in RAM: {kept}, the other version is in `conflicts` in the store",
+            path.below(target).display()
+        ));
+    }
+    let outcome = if stats.is_exact() { Outcome::Done } else { Outcome::Partial };
+    TargetReport::new(target, outcome, words.join("; "))
+}
+
+/// Unpacks the chain of `target` into `upper`.
+pub(crate) fn unpack(system: &System, target: &Path, upper: &Path) -> anyhow::Result<Outcome> {
+    let Some(store) = Store::open_to_read(&system.store_path()?)? else { return Ok(Outcome::Done) };
+    let lower = Tree::new(system.layout.open_dir(target).map_err(Error::from)?, &system.layout.below_root(target));
+    let upper = Tree::open(upper).map_err(Error::from)?;
+    merge::unpack(&store.target(target), &lower, &upper)?;
+    tracing::warn!("{}: its checkpoints could not be merged and are kept in RAM", target.display());
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,188 @@
+//! `syncd status`: what is in RAM, what is in the store, and what a power cut would cost now.
+
+use std::path::{Path, PathBuf};
+
+use bytesize::ByteSize;
+use comfy_table::{Table, presets};
+use ephemeral_overlay::error::At;
+use rustix::fs::statvfs;
+use serde::Serialize;
+use syncd::store::Store;
+use syncd::system::System;
+
+use super::report::{JSON_VERSION, TargetReport};
+use super::{Outcome, checkpoint, say};
+
+/// The object that `--json` prints.
+#[derive(Debug, Serialize)]
+struct Status {
+    version: u32,
+    /// The hook was active in this boot.
+    active: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ram: Option<Ram>,
+    targets: Vec<Target>,
+    /// What `early` skipped, and why.
+    skipped: Vec<Skipped>,
+}
+
+/// The tmpfs that all upper directories share.
+#[derive(Debug, Serialize)]
+struct Ram {
+    used_bytes: u64,
+    size_bytes: u64,
+    used_inodes: u64,
+    size_inodes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Target {
+    target: PathBuf,
+    /// An overlay is mounted on it.
+    mounted: bool,
+    /// Paths that a power cut would cost now; `null` when they could not be counted.
+    unsaved: Option<usize>,
+    /// Checkpoints that wait for a merge.
+    pending: usize,
+    /// Their length in bytes.
+    pending_bytes: u64,
+    /// A merge has begun and not ended.
+    merging: bool,
+    /// What the last command on it came to.
+    last: Option<TargetReport>,
+    /// Versions that lost, until somebody removes them from the store.
+    conflicts: Vec<String>,
+    /// What is wrong, if anything is.
+    problem: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Skipped {
+    path: PathBuf,
+    reason: String,
+}
+
+pub(crate) fn run(system: &System, json: bool) -> anyhow::Result<Outcome> {
+    let status = look(system)?;
+    if json {
+        say(&serde_json::to_string_pretty(&status)?);
+    } else {
+        say(&table(&status));
+    }
+    let wrong = |target: &Target| {
+        target.problem.is_some()
+            || !target.conflicts.is_empty()
+            || target.last.as_ref().is_some_and(|last| last.status != 0)
+    };
+    Ok(if status.targets.iter().any(wrong) { Outcome::Partial } else { Outcome::Done })
+}
+
+fn look(system: &System) -> anyhow::Result<Status> {
+    let path = system.store_path()?;
+    let store = Store::open_to_read(&path)?;
+    let mounted = system.mounted_targets(&[])?;
+    let mut paths = mounted.clone();
+    paths.extend(system.config.overlay.dirs.iter().cloned());
+    if let Some(store) = &store {
+        paths.extend(system.stored_targets(store, &[])?);
+    }
+    paths.sort_unstable();
+    paths.dedup();
+    let store = store.unwrap_or_else(|| Store::absent(&path));
+    let targets = paths.iter().map(|path| target(system, &store, path, mounted.contains(path))).collect();
+    let ram = if mounted.is_empty() { None } else { Some(ram(&system.layout.ram())?) };
+    let skipped = system.boot.iter().flat_map(|boot| &boot.skipped);
+    Ok(Status {
+        version: JSON_VERSION,
+        active: system.boot.is_some(),
+        ram,
+        targets,
+        skipped: skipped.map(|skip| Skipped { path: skip.path.clone(), reason: skip.reason.clone() }).collect(),
+    })
+}
+
+fn ram(path: &Path) -> anyhow::Result<Ram> {
+    let stat = statvfs(path).at("statvfs", path)?;
+    Ok(Ram {
+        used_bytes: (stat.f_blocks - stat.f_bfree) * stat.f_frsize,
+        size_bytes: stat.f_blocks * stat.f_frsize,
+        used_inodes: stat.f_files - stat.f_ffree,
+        size_inodes: stat.f_files,
+    })
+}
+
+fn target(system: &System, store: &Store, path: &Path, mounted: bool) -> Target {
+    let part = store.target(path);
+    let mut problems = Vec::new();
+    let unsaved = mounted.then(|| checkpoint::one(system, store, path, true)).and_then(|result| match result {
+        Ok(stats) => {
+            problems.extend(stats.healed);
+            Some(stats.changes.len())
+        }
+        Err(error) => {
+            problems.push(format!("{:#}", anyhow::Error::from(error)));
+            None
+        }
+    });
+    let (pending, pending_bytes) = match part.chain() {
+        Ok(chain) => chain.map_or((0, 0), |chain| (chain.checkpoints().len(), chain.bytes())),
+        Err(error) => {
+            problems.push(error.to_string());
+            (part.sequences().map_or(0, |all| all.len()), 0)
+        }
+    };
+    problems.dedup();
+    Target {
+        target: path.to_path_buf(),
+        mounted,
+        unsaved: if mounted { unsaved } else { Some(0) },
+        pending,
+        pending_bytes,
+        merging: part.marker().is_ok_and(|marker| marker.is_some()),
+        last: TargetReport::last(&system.layout, path).filter(|_| system.live),
+        conflicts: part.all_conflicts().unwrap_or_default(),
+        problem: (!problems.is_empty()).then(|| problems.join("; ")),
+    }
+}
+
+fn table(status: &Status) -> String {
+    let mut lines = Vec::new();
+    lines.push(match &status.ram {
+        Some(ram) => format!(
+            "RAM: {} of {} used, {} of {} inodes",
+            ByteSize(ram.used_bytes),
+            ByteSize(ram.size_bytes),
+            ram.used_inodes,
+            ram.size_inodes
+        ),
+        None if status.active => "RAM: nothing is mounted".to_owned(),
+        None => "RAM: the hook was not active in this boot".to_owned(),
+    });
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["TARGET", "STATE", "UNSAVED", "PENDING", "LAST"]);
+    for target in &status.targets {
+        let pending = match target.pending {
+            0 => "-".to_owned(),
+            count => format!("{count} ({})", ByteSize(target.pending_bytes)),
+        };
+        let unsaved = target.unsaved.map_or("?".to_owned(), |count| match count {
+            0 => "-".to_owned(),
+            count => format!("{count} paths"),
+        });
+        let state = match (target.mounted, target.merging) {
+            (true, _) => "in RAM",
+            (false, true) => "half merged",
+            (false, false) => "on disk",
+        };
+        let last = target.last.as_ref().map_or("-".to_owned(), |last| last.message.clone());
+        table.add_row([target.target.display().to_string(), state.to_owned(), unsaved, pending, last]);
+    }
+    lines.extend(table.lines().map(|line| line.trim_end().to_owned()));
+    for target in &status.targets {
+        lines.extend(target.problem.iter().map(|problem| format!("{}: {problem}", target.target.display())));
+        lines.extend(target.conflicts.iter().map(|conflict| format!("conflict: {conflict}")));
+    }
+    lines.extend(status.skipped.iter().map(|skip| format!("skipped: {}: {}", skip.path.display(), skip.reason)));
+    lines.join("\n")
+}

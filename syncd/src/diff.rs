@@ -1,0 +1,308 @@
+//! What changed in upper since the last checkpoint: a pure function of the recorded state and a scan.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::chain::Net;
+use crate::digest::Digest;
+use crate::entry::{Content, Kind, State};
+use crate::path::RelPath;
+use crate::scan::{Found, Object};
+
+/// What has to be recorded about a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Draft<'a> {
+    /// This object, in this link group (0 for none).
+    Present(&'a Found, u32),
+    /// Lower's object is hidden.
+    Deleted,
+    /// Upper says nothing any more.
+    AsLower,
+}
+
+/// The files whose contents have to be compared: recorded with the same length. All others changed for certain.
+pub fn to_hash<'a>(net: &Net, scan: &'a [Found]) -> Vec<&'a Found> {
+    let same_size = |found: &&Found| match &found.object {
+        Object::File(_) => recorded_content(net, &found.path).is_some_and(|content| content.size == found.stamp.size),
+        _ => false,
+    };
+    scan.iter().filter(same_size).collect()
+}
+
+fn recorded_content<'a>(net: &'a Net, path: &RelPath) -> Option<&'a Content> {
+    net.entries.get(path)?.state.node()?.content()
+}
+
+/// The changes, in path order. `digests` has those of [`to_hash`]; paths in `held` and what is below them keep what
+/// is recorded.
+#[must_use]
+pub fn diff<'a>(
+    net: &Net,
+    scan: &'a [Found],
+    digests: &BTreeMap<&RelPath, Digest>,
+    held: &BTreeSet<RelPath>,
+) -> Vec<(RelPath, Draft<'a>)> {
+    let is_held = |path: &RelPath| {
+        !held.is_empty() && (held.contains(path) || path.ancestors().any(|above| held.contains(&above)))
+    };
+    let groups = Groups::of(net, scan);
+    let mut changed: BTreeMap<RelPath, Draft> = BTreeMap::new();
+    for found in scan.iter().filter(|found| !is_held(&found.path)) {
+        let recorded = net.entries.get(&found.path).map(|recorded| &recorded.state);
+        let same = match (&found.object, recorded) {
+            (Object::Whiteout, Some(State::Deleted)) => true,
+            (Object::Other(kind, meta), Some(State::Present(node))) => *kind == node.kind && *meta == node.meta,
+            (Object::File(meta), Some(State::Present(node))) => {
+                *meta == node.meta
+                    && node.content().is_some_and(|content| digests.get(&found.path) == Some(&content.digest))
+            }
+            _ => false,
+        };
+        if !same || !groups.is_same(&found.path) {
+            let draft = match found.object {
+                Object::Whiteout => Draft::Deleted,
+                _ => Draft::Present(found, 0),
+            };
+            changed.insert(found.path.clone(), draft);
+        }
+    }
+    groups.complete(&mut changed, scan);
+    let here: BTreeSet<&RelPath> = scan.iter().map(|found| &found.path).collect();
+    for path in net.entries.keys() {
+        if !here.contains(path) && !is_held(path) {
+            changed.insert(path.clone(), Draft::AsLower);
+        }
+    }
+    changed.into_iter().collect()
+}
+
+/// Who shares an inode with whom, recorded and now.
+struct Groups<'a> {
+    /// The members of the group that a path belongs to now.
+    now: BTreeMap<&'a RelPath, Vec<&'a RelPath>>,
+    recorded: BTreeMap<&'a RelPath, Vec<&'a RelPath>>,
+}
+
+impl<'a> Groups<'a> {
+    fn of(net: &'a Net, scan: &'a [Found]) -> Self {
+        let mut by_inode: BTreeMap<u64, Vec<&RelPath>> = BTreeMap::new();
+        // Whiteouts share an inode too, but say nothing by it; directories cannot be linked.
+        let linkable = |found: &&Found| match &found.object {
+            Object::Whiteout | Object::Other(Kind::Dir { .. }, _) => false,
+            _ => found.stamp.nlink > 1,
+        };
+        for found in scan.iter().filter(linkable) {
+            by_inode.entry(found.stamp.ino).or_default().push(&found.path);
+        }
+        Self {
+            now: by_member(by_inode.into_values().filter(|members| members.len() > 1)),
+            recorded: by_member(net.groups().into_values()),
+        }
+    }
+
+    fn is_same(&self, path: &RelPath) -> bool {
+        self.now.get(path) == self.recorded.get(path)
+    }
+
+    /// Brings in every member of a group of which one member changed, and numbers the groups.
+    fn complete<'s>(&self, changed: &mut BTreeMap<RelPath, Draft<'s>>, scan: &'s [Found]) {
+        let mut numbers: BTreeMap<&RelPath, u32> = BTreeMap::new();
+        let leaders: BTreeSet<&RelPath> =
+            changed.keys().filter_map(|path| self.now.get(path)).map(|members| members[0]).collect();
+        for (leader, number) in leaders.into_iter().zip(1..) {
+            for member in &self.now[leader] {
+                numbers.insert(member, number);
+            }
+        }
+        for found in scan {
+            if let Some(&number) = numbers.get(&found.path) {
+                changed.insert(found.path.clone(), Draft::Present(found, number));
+            }
+        }
+    }
+}
+
+fn by_member<'a>(groups: impl Iterator<Item = Vec<&'a RelPath>>) -> BTreeMap<&'a RelPath, Vec<&'a RelPath>> {
+    groups.flat_map(|members| members.clone().into_iter().map(move |member| (member, members.clone()))).collect()
+}
+
+/// What a scan would take away from the view: recorded objects that are gone, and objects of lower that are newly
+/// hidden. `lower_is_dir` tells whether lower has a directory at a path.
+#[must_use]
+pub fn losses(net: &Net, scan: &[Found], lower_is_dir: impl Fn(&RelPath) -> bool) -> BTreeSet<RelPath> {
+    let here: BTreeSet<&RelPath> = scan.iter().map(|found| &found.path).collect();
+    let gone = net
+        .entries
+        .iter()
+        .filter(|(path, recorded)| recorded.state != State::Deleted && !here.contains(path))
+        .map(|(path, _)| path.clone());
+    let hidden = scan.iter().filter(|found| {
+        let recorded = net.entries.get(&found.path).map(|recorded| &recorded.state);
+        let was_dir = recorded.and_then(State::node).is_some_and(|node| !node.is_opaque() && node.is_dir());
+        match &found.object {
+            Object::Whiteout => recorded != Some(&State::Deleted),
+            Object::Other(Kind::Dir { opaque: false }, _) => false,
+            // Newly hiding: not recorded at all, or as a directory that lower showed through.
+            _ => (recorded.is_none() || was_dir) && lower_is_dir(&found.path),
+        }
+    });
+    gone.chain(hidden.map(|found| found.path.clone())).collect()
+}
+
+/// Whether two scans saw the same names and nothing was renamed, created or removed in any directory between them.
+#[must_use]
+pub fn is_stable(before: &[Found], after: &[Found]) -> bool {
+    let signature = |found: &Found| {
+        let is_dir = matches!(found.object, Object::Other(Kind::Dir { .. }, _));
+        (found.path.clone(), found.stamp.ino, is_dir.then_some((found.stamp.mtime, found.stamp.ctime)))
+    };
+    before.len() == after.len() && before.iter().map(signature).eq(after.iter().map(signature))
+}
+
+/// What must be held so that the `disputed` losses are not recorded: they themselves, and whatever now stands where
+/// one of their directories was.
+#[must_use]
+pub fn held(disputed: &BTreeSet<RelPath>, scan: &[Found]) -> BTreeSet<RelPath> {
+    let mut held = disputed.clone();
+    for found in scan {
+        let is_dir = matches!(found.object, Object::Other(Kind::Dir { .. }, _));
+        if !is_dir && disputed.iter().any(|lost| lost.is_below(&found.path)) {
+            held.insert(found.path.clone());
+        }
+    }
+    held
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::Recorded;
+    use crate::entry::{Meta, Node};
+    use crate::scan::Stamp;
+
+    fn path(text: &str) -> RelPath {
+        RelPath::parse(text.into()).unwrap()
+    }
+
+    fn meta() -> Meta {
+        Meta {
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: 5,
+            mtime_nsec: 0,
+            immutable: false,
+            append_only: false,
+            xattrs: BTreeMap::new(),
+        }
+    }
+
+    fn stamp(ino: u64, nlink: u64) -> Stamp {
+        Stamp { ino, nlink, size: 1, mtime: (5, 0), ctime: (5, 0) }
+    }
+
+    fn file(at: &str, ino: u64, nlink: u64) -> Found {
+        Found { path: path(at), object: Object::File(meta()), stamp: stamp(ino, nlink) }
+    }
+
+    fn dir(at: &str, opaque: bool) -> Found {
+        Found { path: path(at), object: Object::Other(Kind::Dir { opaque }, meta()), stamp: stamp(1, 2) }
+    }
+
+    fn whiteout(at: &str) -> Found {
+        Found { path: path(at), object: Object::Whiteout, stamp: stamp(9, 40) }
+    }
+
+    const DIGEST: Digest = Digest(77);
+
+    /// The state that a checkpoint of `scan` leaves.
+    fn recorded(scan: &[Found]) -> Net {
+        let mut net = Net::default();
+        let nothing = Net::default();
+        let groups = Groups::of(&nothing, scan).now;
+        for found in scan {
+            let group = groups.get(&found.path).map_or(0, |members| u32::try_from(members.len()).unwrap());
+            let node = |kind| State::Present(Node { kind, meta: meta(), group });
+            let state = match &found.object {
+                Object::Whiteout => State::Deleted,
+                Object::Other(kind, _) => node(kind.clone()),
+                Object::File(_) => {
+                    node(Kind::File(Content { size: 1, digest: DIGEST, fuzzy: false, stretches: Vec::new() }))
+                }
+            };
+            net.entries.insert(found.path.clone(), Recorded { state, seq: 1 });
+        }
+        net
+    }
+
+    fn changes(net: &Net, scan: &[Found], digest: Digest, held: &[&str]) -> Vec<(String, &'static str)> {
+        let digests = to_hash(net, scan).into_iter().map(|found| (&found.path, digest)).collect();
+        diff(net, scan, &digests, &held.iter().map(|held| path(held)).collect())
+            .into_iter()
+            .map(|(path, draft)| {
+                let what = match draft {
+                    Draft::Present(_, 0) => "present",
+                    Draft::Present(..) => "linked",
+                    Draft::Deleted => "deleted",
+                    Draft::AsLower => "as lower",
+                };
+                (path.to_string(), what)
+            })
+            .collect()
+    }
+
+    fn pairs(expected: &[(&str, &'static str)]) -> Vec<(String, &'static str)> {
+        expected.iter().map(|(path, what)| ((*path).to_owned(), *what)).collect()
+    }
+
+    #[test]
+    fn nothing_changed_is_nothing() {
+        let scan = [dir("", false), file("a", 2, 2), file("b", 2, 2), whiteout("c")];
+        assert_eq!(changes(&recorded(&scan), &scan, DIGEST, &[]), pairs(&[]));
+    }
+
+    #[test]
+    fn content_decides() {
+        let scan = [dir("", false), file("a", 2, 1)];
+        assert_eq!(changes(&recorded(&scan), &scan, Digest(78), &[]), pairs(&[("a", "present")]));
+    }
+
+    #[test]
+    fn a_change_in_a_group_brings_in_every_member() {
+        let scan = [dir("", false), file("a", 2, 3), file("b", 2, 3), file("c", 2, 3), file("d", 3, 1)];
+        let net = recorded(&scan);
+        let mut after = scan.clone();
+        let Object::File(meta) = &mut after[2].object else { panic!() };
+        meta.mode = 0o600;
+        assert_eq!(changes(&net, &after, DIGEST, &[]), pairs(&[("a", "linked"), ("b", "linked"), ("c", "linked")]));
+        // One member leaves: the others change, because their group did.
+        let after = [dir("", false), file("a", 2, 2), file("b", 2, 2), file("c", 4, 1), file("d", 3, 1)];
+        assert_eq!(changes(&net, &after, DIGEST, &[]), pairs(&[("a", "linked"), ("b", "linked"), ("c", "present")]));
+    }
+
+    #[test]
+    fn what_vanished_is_as_lower_and_a_whiteout_is_a_deletion() {
+        let net = recorded(&[dir("", false), file("a", 2, 1), file("b", 3, 1)]);
+        let scan = [dir("", false), whiteout("a")];
+        assert_eq!(changes(&net, &scan, DIGEST, &[]), pairs(&[("a", "deleted"), ("b", "as lower")]));
+        assert_eq!(changes(&net, &scan, DIGEST, &["a", "b"]), pairs(&[]));
+        let lost: Vec<_> = losses(&net, &scan, |_| false).into_iter().collect();
+        assert_eq!(lost, [path("a"), path("b")]);
+    }
+
+    #[test]
+    fn hiding_a_directory_of_lower_is_a_loss_and_a_new_one_is_not() {
+        let net = recorded(&[dir("", false), dir("d", false)]);
+        let scan = [dir("", false), dir("d", true), dir("new", true), file("f", 4, 1)];
+        let lost: Vec<_> = losses(&net, &scan, |at| *at == path("d") || *at == path("f")).into_iter().collect();
+        assert_eq!(lost, [path("d"), path("f")]);
+    }
+
+    #[test]
+    fn a_held_loss_holds_what_replaced_its_directory() {
+        let net = recorded(&[dir("", false), dir("d", true), file("d/x", 2, 1)]);
+        let scan = [dir("", false), file("d", 5, 1)];
+        let held: Vec<_> = held(&losses(&net, &scan, |_| false), &scan).into_iter().collect();
+        assert_eq!(held, [path("d"), path("d/x")]);
+        assert_eq!(changes(&net, &scan, DIGEST, &["d", "d/x"]), pairs(&[]));
+    }
+}

@@ -1,0 +1,171 @@
+//! One object of an upper directory, as a value: what a checkpoint holds and what a merge makes true.
+//!
+//! These types are the checkpoint format's body (docs/format.md): a change here is a change of the format.
+
+use ephemeral_overlay::attributes::Xattrs;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::path::RelPath;
+
+/// What a checkpoint says about one path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The path, below the target's root.
+    pub path: RelPath,
+    /// What it is now.
+    pub state: State,
+    /// What lower had there when the path was first captured in this chain; `None` where an earlier checkpoint of
+    /// the chain says it.
+    pub base: Option<Base>,
+}
+
+/// What a path is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    /// Upper holds this object.
+    Present(Node),
+    /// Upper hides what lower has.
+    Deleted,
+    /// Upper says nothing any more: as lower.
+    AsLower,
+}
+
+/// An object with its metadata.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// What kind of object.
+    pub kind: Kind,
+    /// Its metadata.
+    pub meta: Meta,
+    /// The link group in this checkpoint, or 0 for an object with one name. Every member of a group is in the same
+    /// checkpoint, and all of them say the same.
+    pub group: u32,
+}
+
+/// The kinds of objects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// A regular file.
+    File(Content),
+    /// A directory; `opaque` hides lower's directory of the same name.
+    Dir {
+        /// Nothing of lower shows through.
+        opaque: bool,
+    },
+    /// A symlink.
+    Symlink {
+        /// Where it leads.
+        #[serde(with = "serde_bytes")]
+        target: Vec<u8>,
+    },
+    /// A FIFO.
+    Fifo,
+    /// A socket. Only its name is restored; nobody listens.
+    Socket,
+    /// A device node.
+    Device {
+        /// A block device, else a character device.
+        block: bool,
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+}
+
+/// The contents of a regular file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// Length in bytes.
+    pub size: u64,
+    /// Digest of the contents.
+    pub digest: Digest,
+    /// The file changed while it was read, again and again: it is whole, but of no single instant.
+    pub fuzzy: bool,
+    /// Where the bytes are; what no stretch covers is a hole.
+    pub stretches: Vec<Stretch>,
+}
+
+/// A run of a file's bytes in the data of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stretch {
+    /// Where it begins in the file.
+    pub offset: u64,
+    /// Its length in bytes, not zero.
+    pub length: u64,
+    /// Where it begins in the checkpoint's data.
+    pub data: u64,
+}
+
+/// The metadata that is carried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Permission bits with setuid, setgid and sticky (07777).
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Time of last modification: seconds since the epoch.
+    pub mtime: i64,
+    /// Nanoseconds of the time of last modification.
+    pub mtime_nsec: u32,
+    /// `chattr +i`.
+    pub immutable: bool,
+    /// `chattr +a`.
+    pub append_only: bool,
+    /// Extended attributes, ACLs and capabilities among them, as a set.
+    pub xattrs: Xattrs,
+}
+
+/// What lower had at a path when it was first captured: enough to see that someone changed it on disk since.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Base {
+    /// Nothing.
+    Absent,
+    /// A directory that shows through: what is below it is judged by itself.
+    Dir {
+        /// Its mode, owner and group.
+        owner: (u32, u32, u32),
+    },
+    /// Anything that the change replaces or hides, with everything below it if it is a directory.
+    Whole {
+        /// Digest of kinds, metadata, names and contents.
+        digest: Digest,
+    },
+}
+
+impl Node {
+    /// The contents, for a regular file.
+    #[must_use]
+    pub fn content(&self) -> Option<&Content> {
+        match &self.kind {
+            Kind::File(content) => Some(content),
+            _ => None,
+        }
+    }
+
+    /// Whether this is a directory.
+    #[must_use]
+    pub fn is_dir(&self) -> bool {
+        matches!(self.kind, Kind::Dir { .. })
+    }
+
+    /// Whether this is a directory that hides lower's.
+    #[must_use]
+    pub fn is_opaque(&self) -> bool {
+        matches!(self.kind, Kind::Dir { opaque: true })
+    }
+}
+
+impl State {
+    /// The object, where there is one.
+    #[must_use]
+    pub fn node(&self) -> Option<&Node> {
+        match self {
+            Self::Present(node) => Some(node),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Everything that can go wrong, each meaning a variant that names its path and what to do next.
+
+use std::path::PathBuf;
+
+use ephemeral_overlay::SystemError;
+use ephemeral_overlay::layout::LoadError;
+use ephemeral_overlay::overlay::UnknownArtefact;
+use ephemeral_overlay::state::StateError;
+
+use crate::path::RelPath;
+
+/// This crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why something was not done. The state before it is intact unless a variant says otherwise.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A system call failed.
+    #[error(transparent)]
+    System(#[from] SystemError),
+    /// The configuration could not be had.
+    #[error(transparent)]
+    Config(#[from] LoadError),
+    /// The boot state could not be had.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Upper holds something that our mount options never make.
+    #[error("{}: it is not checkpointed further; mount the overlay with the options of `early`", path.display())]
+    Artefact {
+        /// Where in upper.
+        path: PathBuf,
+        /// What.
+        source: UnknownArtefact,
+    },
+    /// A checkpoint or another record in the store is not what was written.
+    #[error("{} is damaged: {what}; nothing of its target was applied. `syncd merge --accept-prefix` applies the checkpoints before it, `syncd merge --set-aside` moves the chain away", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A checkpoint was written by a newer version.
+    #[error("{} has format {found}, this syncd reads up to {}; install the newer version, nothing was changed", path.display(), ephemeral_overlay::CHECKPOINT_FORMAT)]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// The overlay of a target is mounted, or something still uses it.
+    #[error("{} is not merged: {why}", target.display())]
+    Alive {
+        /// The target.
+        target: PathBuf,
+        /// Who has it.
+        why: String,
+    },
+    /// Lower has no room for what a merge would write.
+    #[error("{}: merging needs {need} bytes, {free} are free; make room and run `syncd merge` again, nothing was changed", target.display())]
+    NoRoom {
+        /// The target.
+        target: PathBuf,
+        /// Bytes needed at the most.
+        need: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// What a merge wrote is not what it reads back.
+    #[error("{} reads back different from what was written ({what}); the checkpoints were kept, check the disk and run `syncd merge` again", path.display())]
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        what: &'static str,
+    },
+    /// A file was moved away while it was read; the checkpoint starts over.
+    #[error("{path} was moved while it was read")]
+    Moved {
+        /// The path.
+        path: RelPath,
+    },
+    /// Upper was never quiet enough to be read.
+    #[error("{}: files are moved faster than they can be read; the previous checkpoint stays, run `syncd checkpoint` again", path.display())]
+    Unsettled {
+        /// The upper directory.
+        path: PathBuf,
+    },
+    /// No such target.
+    #[error("{} is not a target; known are: {known}", target.display())]
+    UnknownTarget {
+        /// What was asked for.
+        target: PathBuf,
+        /// What there is.
+        known: String,
+    },
+    /// A composed chain that contradicts itself.
+    #[error("checkpoint {seq} is damaged: {path} {what}")]
+    Inconsistent {
+        /// The checkpoint's sequence number.
+        seq: u64,
+        /// The path.
+        path: RelPath,
+        /// What is wrong.
+        what: &'static str,
+    },
+}

@@ -1,0 +1,27 @@
+//! The syncer: what is in RAM goes into checkpoint files, and checkpoints go into the real directories once nothing
+//! has them mounted.
+//!
+//! One direction, no back and forth: [`scan`] → [`content`] (hash) → [`diff`] (pure) → [`format`] → [`store`]; and
+//! [`store`] → [`chain`] (pure composition) → [`merge`] → lower. The library never prints.
+
+pub mod base;
+pub mod chain;
+pub mod checkpoint;
+pub mod conflict;
+pub mod content;
+pub mod death;
+pub mod diff;
+pub mod digest;
+pub mod durable;
+pub mod entry;
+pub mod error;
+pub mod format;
+pub mod merge;
+pub mod path;
+pub mod place;
+pub mod scan;
+pub mod store;
+pub mod system;
+pub mod tree;
+
+pub use error::{Error, Result};

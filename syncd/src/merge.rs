@@ -1,0 +1,333 @@
+//! Merges a chain into lower: a replay that can be cut at any instruction and started again.
+//!
+//! verify all → compose → conflicts → reserve → mark → apply → syncfs → compare → new token → forget the chain. Up to
+//! the mark lower is only read. From the mark on every step makes something true that it may find true already, and
+//! nothing in the store is removed before lower has been synced and compared.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use ephemeral_overlay::attributes::Handle;
+use ephemeral_overlay::error::At;
+use ephemeral_overlay::token::Token;
+use rayon::prelude::*;
+use rustix::fs::{Advice, FileType, fadvise, fstatvfs, syncfs};
+
+use crate::chain::{Chain, Net, Recorded};
+use crate::conflict::{self, Winner, has_kind_and_content};
+use crate::entry::{Kind, Node, State};
+use crate::error::{Error, Result};
+use crate::path::RelPath;
+use crate::place::{Into, Place, TEMPORARY};
+use crate::store::{Marker, TargetStore};
+use crate::tree::{Tree, list};
+
+/// How a chain is merged.
+#[derive(Debug, Clone, Copy)]
+pub struct MergeOptions {
+    /// Whose version stays where both changed a path.
+    pub winner: Winner,
+    /// Apply what stands before a damaged checkpoint, and set the rest aside.
+    pub accept_prefix: bool,
+}
+
+/// What a merge came to.
+#[derive(Debug, Clone, Default)]
+pub struct MergeStats {
+    /// How many checkpoints were merged.
+    pub checkpoints: usize,
+    /// How many paths were made as they are in RAM.
+    pub paths: usize,
+    /// Paths that were changed on disk and in RAM.
+    pub conflicts: Vec<RelPath>,
+    /// The chain, or its damaged rest, was moved here.
+    pub set_aside: Option<PathBuf>,
+}
+
+impl MergeStats {
+    /// Whether everything was merged and nothing was in conflict.
+    #[must_use]
+    pub fn is_exact(&self) -> bool {
+        self.conflicts.is_empty() && self.set_aside.is_none()
+    }
+}
+
+/// Merges the chain of `store` into `lower`; `None` when nothing is pending. The caller has locked the store and
+/// proved that the target's overlay is dead.
+///
+/// # Errors
+/// Anything that goes wrong. The chain is then still there, and the next call redoes the merge.
+pub fn merge(store: &TargetStore, lower: &Tree, options: MergeOptions) -> Result<Option<MergeStats>> {
+    let marker = store.marker()?;
+    if marker.is_none() && store.sequences()?.is_empty() {
+        return Ok(None);
+    }
+    let mut stats = MergeStats::default();
+    store.prepare()?;
+    let root = Handle::of(lower.root());
+    let token = Token::read(&root, lower.path())?;
+    if let Some(marker) = marker.as_ref().filter(|marker| token == Some(marker.next_token)) {
+        // Lower has everything; a cut came before the cleaning up.
+        store.end_merge(marker.last)?;
+        return Ok(Some(stats));
+    }
+    let chain = if options.accept_prefix { store.valid_chain()? } else { store.chain()? };
+    let Some(mut chain) = chain else {
+        stats.set_aside = Some(store.set_aside()?);
+        return Ok(Some(stats));
+    };
+    if chain.token() != token {
+        stats.set_aside = Some(store.set_aside()?);
+        return Ok(Some(stats));
+    }
+    if !options.accept_prefix {
+        chain.verify()?;
+    }
+    let mut net = chain.compose()?;
+    let (first, last) = chain.range();
+    let seed = chain.seed();
+
+    let mut next =
+        Marker { first, last, next_token: Token::random().at("getrandom", lower.path())?, left_alone: Vec::new() };
+    let redo = marker.is_some();
+    if let Some(marker) = marker {
+        // A redo meets its own changes: what was decided then holds.
+        next.next_token = marker.next_token;
+        if marker.last == last {
+            next.left_alone = marker.left_alone;
+        }
+    } else {
+        stats.conflicts = conflict::find(&net, lower, seed)?;
+        if !stats.conflicts.is_empty() {
+            conflict::save(store, &stats.conflicts, options.winner, &net, &mut chain, lower)?;
+            if options.winner == Winner::Disk {
+                next.left_alone.clone_from(&stats.conflicts);
+            }
+        }
+    }
+    let only_metadata = conflict::leave_alone(&mut net, &next.left_alone, lower)?;
+    if !redo {
+        reserve(&net, lower, store)?;
+    }
+    store.begin_merge(&next)?;
+
+    let keep_user_xattrs = !chain.last().header.user_xattrs;
+    let place = Place::new(lower, Into::Plain { keep_user_xattrs });
+    Apply { net: &net, chain: &mut chain, place: &place, lower, seed, only_metadata: &only_metadata }.run()?;
+    syncfs(lower.root()).at("syncfs", lower.path())?;
+    verify(&net, lower, seed, &only_metadata)?;
+    net.entries.iter().try_for_each(|(path, recorded)| match recorded.state.node() {
+        Some(node) => place.protect(path, &node.meta),
+        None => Ok(()),
+    })?;
+    next.next_token.write(&root, lower.path())?;
+    syncfs(lower.root()).at("syncfs", lower.path())?;
+
+    stats.checkpoints = chain.checkpoints().len();
+    stats.paths = net.entries.len();
+    if options.accept_prefix && store.sequences()?.last() > Some(&last) {
+        store.remove_before(last + 1)?;
+        stats.set_aside = Some(store.set_aside()?);
+    }
+    store.end_merge(last)?;
+    Ok(Some(stats))
+}
+
+/// Refuses a merge for which lower has no room, before anything is written. New content stands beside the old one
+/// until it is renamed over it, so the peak counts.
+fn reserve(net: &Net, lower: &Tree, store: &TargetStore) -> Result<()> {
+    let stat = fstatvfs(lower.root()).at("fstatvfs", lower.path())?;
+    let block = stat.f_frsize.max(1);
+    let round = |bytes: u64| bytes.div_ceil(block) * block;
+    let mut used: i128 = 0;
+    let mut peak: i128 = 0;
+    for (path, recorded) in &net.entries {
+        let old = lower.stat(path)?.map_or(0, |stat| {
+            let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+            if stat.st_nlink == 1 { blocks * 512 } else { 0 }
+        });
+        let new: u64 = match recorded.state.node().map(|node| &node.kind) {
+            Some(Kind::File(content)) => content.stretches.iter().map(|stretch| round(stretch.length)).sum(),
+            Some(Kind::Dir { .. }) if old == 0 => block,
+            _ => 0,
+        };
+        peak = peak.max(used + i128::from(new));
+        used += i128::from(new) - i128::from(old);
+    }
+    let free = stat.f_bfree * block;
+    let need = u64::try_from(peak.max(used).max(0)).unwrap_or(u64::MAX);
+    if need > free {
+        return Err(Error::NoRoom { target: store.target().to_path_buf(), need, free });
+    }
+    Ok(())
+}
+
+/// Makes `net` true.
+struct Apply<'a> {
+    net: &'a Net,
+    chain: &'a mut Chain,
+    place: &'a Place<'a>,
+    lower: &'a Tree,
+    seed: u64,
+    only_metadata: &'a BTreeSet<RelPath>,
+}
+
+impl Apply<'_> {
+    fn run(&mut self) -> Result<()> {
+        for (path, recorded) in &self.net.entries {
+            if recorded.state == State::Deleted {
+                self.place.remove(path)?;
+            }
+        }
+        let leaders = leaders(self.net);
+        for (path, Recorded { state, seq }) in &self.net.entries {
+            let Some(node) = state.node() else { continue };
+            match leaders.get(path) {
+                _ if node.is_dir() => self.directory(path, node)?,
+                Some(leader) if *leader != path => self.place.link(leader, path)?,
+                None if self.is_unchanged(path, node)? => self.place.finish_file(path, &node.meta)?,
+                _ => {
+                    let (chain, seq) = (&mut *self.chain, *seq);
+                    self.place.put(path, node, &mut |_, content, sink| chain.contents(seq, content, sink))?;
+                }
+            }
+        }
+        // Below first: making or removing a name changes the times of its directory.
+        for (path, recorded) in self.net.entries.iter().rev() {
+            let node = recorded.state.node().filter(|node| node.is_dir() && !self.only_metadata.contains(path));
+            if let Some(node) = node {
+                self.place.finish_dir(path, &node.meta, node.is_opaque())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn directory(&self, path: &RelPath, node: &Node) -> Result<()> {
+        if !path.is_root() {
+            self.place.make_dir(path)?;
+        }
+        self.place.sweep(path)?;
+        if node.is_opaque() {
+            // Nothing of lower shows through: what upper does not have does not exist.
+            let dir = self.lower.open_dir(path)?;
+            for name in list(dir.as_fd(), &self.lower.show(path))? {
+                let child = path.child(&name);
+                let stays = self.net.entries.get(&child).is_some_and(|recorded| recorded.state.node().is_some());
+                if !stays {
+                    self.place.remove(&child)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether only metadata differs, so that nothing has to be written. A file with several names is always made
+    /// anew: upper broke it off from the others.
+    fn is_unchanged(&self, path: &RelPath, node: &Node) -> Result<bool> {
+        let Some(content) = node.content() else { return Ok(false) };
+        let Some(stat) = self.lower.stat(path)? else { return Ok(false) };
+        Ok(stat.st_nlink == 1
+            && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+            && u64::try_from(stat.st_size) == Ok(content.size)
+            && has_kind_and_content(self.lower, path, node, self.seed)?)
+    }
+}
+
+/// The first member of the link group that a path belongs to.
+fn leaders(net: &Net) -> BTreeMap<&RelPath, &RelPath> {
+    let groups = net.groups();
+    groups
+        .into_values()
+        .flat_map(|members| members.clone().into_iter().map(move |member| (member, members[0])))
+        .collect()
+}
+
+/// Reads back what was written, from the disk, and compares.
+fn verify(net: &Net, lower: &Tree, seed: u64, only_metadata: &BTreeSet<RelPath>) -> Result<()> {
+    let leaders = leaders(net);
+    net.entries.par_iter().try_for_each(|(path, recorded)| {
+        let mismatch = |what| Err(Error::Mismatch { path: lower.show(path), what });
+        let (stat, node) = match (lower.stat(path)?, recorded.state.node()) {
+            (None, None) => return Ok(()),
+            (Some(_), None) => return mismatch("it should be gone"),
+            (None, Some(_)) => return mismatch("it is missing"),
+            (Some(stat), Some(node)) => (stat, node),
+        };
+        if node.content().is_some() && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+            // Out of the page cache, so that the disk is asked. It is advice: the comparison is right without it.
+            drop_from_cache(&lower.open_file(path)?);
+        }
+        if !has_kind_and_content(lower, path, node, seed)? {
+            return mismatch("kind or contents");
+        }
+        if only_metadata.contains(path) {
+            return Ok(());
+        }
+        if (stat.st_uid, stat.st_gid) != (node.meta.uid, node.meta.gid) {
+            return mismatch("owner");
+        }
+        if !matches!(node.kind, Kind::Symlink { .. }) && stat.st_mode & 0o7777 != node.meta.mode {
+            return mismatch("mode");
+        }
+        match leaders.get(path) {
+            Some(leader) if lower.stat(leader)?.map(|stat| stat.st_ino) != Some(stat.st_ino) => mismatch("link group"),
+            _ => Ok(()),
+        }
+    })
+}
+
+fn drop_from_cache(file: &File) {
+    let _advice = fadvise(file, 0, None, Advice::DontNeed);
+}
+
+/// Unpacks the net state of a chain that could not be merged into an upper directory that is not mounted yet. It
+/// masks every path that the merge touches, so the view is exact although lower may be half merged. The chain and
+/// the mark stay.
+///
+/// # Errors
+/// Anything that goes wrong; upper is then of no use.
+pub fn unpack(store: &TargetStore, lower: &Tree, upper: &Tree) -> Result<()> {
+    let Some(mut chain) = store.chain()? else { return Ok(()) };
+    chain.verify()?;
+    let mut net = chain.compose()?;
+    let left_alone = store.marker()?.map(|marker| marker.left_alone).unwrap_or_default();
+    conflict::leave_alone(&mut net, &left_alone, lower)?;
+    let place = Place::new(upper, Into::Upper);
+    let leaders = leaders(&net);
+    for (path, Recorded { state, seq }) in &net.entries {
+        match (state.node(), leaders.get(path)) {
+            (None, _) => place.whiteout(path)?,
+            (Some(node), _) if node.is_dir() => {
+                if !path.is_root() {
+                    place.make_dir(path)?;
+                }
+                mask_temporaries(lower, &place, path, node)?;
+            }
+            (Some(_), Some(leader)) if *leader != path => place.link(leader, path)?,
+            (Some(node), _) => place.put(path, node, &mut |_, content, sink| chain.contents(*seq, content, sink))?,
+        }
+    }
+    for (path, recorded) in net.entries.iter().rev() {
+        if let Some(node) = recorded.state.node().filter(|node| node.is_dir()) {
+            place.finish_dir(path, &node.meta, node.is_opaque())?;
+        }
+    }
+    Ok(())
+}
+
+/// Hides the temporary files that a cut left in lower.
+fn mask_temporaries(lower: &Tree, place: &Place, path: &RelPath, node: &Node) -> Result<()> {
+    // Lower may have no such directory, or no longer one.
+    let Ok(dir) = lower.open_dir(path) else { return Ok(()) };
+    if node.is_opaque() {
+        return Ok(());
+    }
+    for name in list(dir.as_fd(), &lower.show(path))? {
+        if name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
+            place.whiteout(&path.child(&name))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,370 @@
+//! Makes an object exist: in lower, in an upper directory, or as a plain copy. Everything is relative to directory
+//! descriptors; new content appears by temporary name and rename, so a name is the old object or the new one, whole.
+//!
+//! Order within an object: owner (clears setuid and capabilities), attributes it must not have, mode, attributes,
+//! times. Made twice, the result is the same: this is what lets a merge be cut anywhere and redone.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use ephemeral_overlay::attributes::{Handle, Xattrs};
+use ephemeral_overlay::error::{At, SystemError};
+use ephemeral_overlay::overlay::{Artefacts, express, is_never_data};
+use rustix::fs::{
+    AtFlags, FileType, Gid, IFlags, Mode, OFlags, RawMode, Stat, Timespec, Timestamps, Uid, fstat, ioctl_getflags,
+    ioctl_setflags, linkat, makedev, mkdirat, mknodat, openat, renameat, statat, symlinkat, unlinkat, utimensat,
+};
+use rustix::io::Errno;
+
+use crate::entry::{Content, Kind, Meta, Node};
+use crate::error::Result;
+use crate::path::RelPath;
+use crate::tree::{Tree, list};
+
+/// What the temporary names in a directory begin with.
+pub const TEMPORARY: &str = ".ephemeral-overlay.tmp.";
+
+/// What kind of tree objects are made in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Into {
+    /// A real directory.
+    Plain {
+        /// The objects come from an upper that could not hold `user.*`: what is there keeps its own.
+        keep_user_xattrs: bool,
+    },
+    /// The upper directory of an overlay that is not mounted.
+    Upper,
+}
+
+/// Where the contents of files come from: hands out the bytes of the file at a path, each piece with its offset.
+pub type Contents<'a> = dyn FnMut(&RelPath, &Content, &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()> + 'a;
+
+/// Makes objects in one tree.
+#[derive(Debug)]
+pub struct Place<'a> {
+    tree: &'a Tree,
+    into: Into,
+}
+
+impl<'a> Place<'a> {
+    /// Makes objects in `tree`.
+    #[must_use]
+    pub fn new(tree: &'a Tree, into: Into) -> Self {
+        Self { tree, into }
+    }
+
+    /// Makes the non-directory `node` be at `path`, replacing what is there.
+    ///
+    /// # Errors
+    /// Any failing call; what was at `path` is then still there, or the new object is.
+    pub fn put(&self, path: &RelPath, node: &Node, contents: &mut Contents) -> Result<()> {
+        let shown = self.tree.show(path);
+        let parent = self.tree.open_parent(path)?;
+        let temporary = temporary_name(path);
+        self.unlink_any(parent.as_fd(), &temporary, path)?;
+        let old = self.stat_at(parent.as_fd(), path)?;
+        unprotected(&parent, path, &shown, || self.create(parent.as_fd(), &temporary, path, node, contents))?;
+        let object = open_object(parent.as_fd(), &temporary).at("openat", &shown)?;
+        self.finish(object.as_fd(), &node.meta, false, old.is_some(), parent.as_fd(), path)?;
+        self.replace(parent.as_fd(), &temporary, path, old)
+    }
+
+    /// Makes `path` another name of what is at `leader`.
+    ///
+    /// # Errors
+    /// Any failing call.
+    pub fn link(&self, leader: &RelPath, path: &RelPath) -> Result<()> {
+        let shown = self.tree.show(path);
+        let (from, to) = (self.tree.open_parent(leader)?, self.tree.open_parent(path)?);
+        let temporary = temporary_name(path);
+        self.unlink_any(to.as_fd(), &temporary, path)?;
+        let old = self.stat_at(to.as_fd(), path)?;
+        unprotected(&to, path, &shown, || {
+            Ok(linkat(&from, leader.name(), &to, &temporary, AtFlags::empty()).at("linkat", &shown)?)
+        })?;
+        self.replace(to.as_fd(), &temporary, path, old)?;
+        // rename(2) does nothing when both names are the same inode already.
+        self.unlink_any(to.as_fd(), &temporary, path)
+    }
+
+    /// Makes a directory be at `path`, replacing anything else; its metadata waits for [`Place::finish_dir`].
+    ///
+    /// # Errors
+    /// Any failing call.
+    pub fn make_dir(&self, path: &RelPath) -> Result<()> {
+        let Some(stat) = self.tree.stat(path)? else { return self.mkdir(path) };
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            return Ok(());
+        }
+        self.remove(path)?;
+        self.mkdir(path)
+    }
+
+    fn mkdir(&self, path: &RelPath) -> Result<()> {
+        let shown = self.tree.show(path);
+        let parent = self.tree.open_parent(path)?;
+        unprotected(&parent, path, &shown, || Ok(mkdirat(&parent, path.name(), Mode::RWXU).at("mkdirat", &shown)?))
+    }
+
+    /// Gives the directory at `path` its metadata, its times last: everything below it must be done.
+    ///
+    /// # Errors
+    /// Any failing call.
+    pub fn finish_dir(&self, path: &RelPath, meta: &Meta, opaque: bool) -> Result<()> {
+        let dir = self.tree.open_dir(path)?;
+        let parent = self.tree.open_parent(path)?;
+        let shown = self.tree.show(path);
+        let finish = || self.finish(dir.as_fd(), meta, opaque, true, parent.as_fd(), path);
+        unprotected_object(&dir, &shown, finish)
+    }
+
+    /// Gives the object at `path`, which has the right contents already, its metadata.
+    ///
+    /// # Errors
+    /// Any failing call.
+    pub fn finish_file(&self, path: &RelPath, meta: &Meta) -> Result<()> {
+        let file = self.tree.open_file(path)?;
+        let parent = self.tree.open_parent(path)?;
+        let shown = self.tree.show(path);
+        unprotected_object(&file, &shown, || self.finish(file.as_fd(), meta, false, true, parent.as_fd(), path))
+    }
+
+    /// Removes what is at `path`, with everything below it; nothing there is as good. Crosses no mount.
+    ///
+    /// # Errors
+    /// Any failing call.
+    pub fn remove(&self, path: &RelPath) -> Result<()> {
+        match self.tree.open_parent(path) {
+            Ok(parent) => remove_at(&parent, path.name(), &self.tree.show(path)),
+            Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes a whiteout at `path`. Only in an upper directory.
+    ///
+    /// # Errors
+    /// Any failing call.
+    pub fn whiteout(&self, path: &RelPath) -> Result<()> {
+        self.remove(path)?;
+        let parent = self.tree.open_parent(path)?;
+        let device = makedev(0, 0);
+        Ok(mknodat(&parent, path.name(), FileType::CharacterDevice, Mode::empty(), device)
+            .at("mknodat", self.tree.show(path))?)
+    }
+
+    /// Removes temporary files that a cut left in the directory at `path`.
+    ///
+    /// # Errors
+    /// Any failing call.
+    pub fn sweep(&self, path: &RelPath) -> Result<()> {
+        let shown = self.tree.show(path);
+        let dir = self.tree.open_dir(path)?;
+        for name in list(dir.as_fd(), &shown)? {
+            if name.as_bytes().starts_with(TEMPORARY.as_bytes()) {
+                remove_at(&dir, &name, &shown.join(&name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets `chattr +i` and `+a`, after which nothing else can be changed.
+    ///
+    /// # Errors
+    /// Any failing call.
+    pub fn protect(&self, path: &RelPath, meta: &Meta) -> Result<()> {
+        if self.into == Into::Upper || !(meta.immutable || meta.append_only) {
+            return Ok(());
+        }
+        let shown = self.tree.show(path);
+        let object = match self.tree.open_dir(path) {
+            Err(error) if error.errno() == Some(Errno::NOTDIR) => self.tree.open_file(path)?.into(),
+            other => other?,
+        };
+        let mut flags = ioctl_getflags(&object).at("ioctl FS_IOC_GETFLAGS", &shown)?;
+        flags.set(IFlags::IMMUTABLE, meta.immutable);
+        flags.set(IFlags::APPEND, meta.append_only);
+        Ok(ioctl_setflags(&object, flags).at("ioctl FS_IOC_SETFLAGS", &shown)?)
+    }
+
+    fn create(
+        &self,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+        path: &RelPath,
+        node: &Node,
+        contents: &mut Contents,
+    ) -> Result<()> {
+        let shown = self.tree.show(path);
+        let private = Mode::RUSR | Mode::WUSR;
+        let special = |kind, device| mknodat(parent, name, kind, private, device).at("mknodat", &shown);
+        match &node.kind {
+            Kind::File(content) => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let file = File::from(openat(parent, name, flags, private).at("openat", &shown)?);
+                contents(path, content, &mut |at, bytes| Ok(file.write_all_at(bytes, at).at("pwrite64", &shown)?))?;
+                file.set_len(content.size).at("ftruncate", &shown)?;
+            }
+            Kind::Symlink { target } => {
+                symlinkat(OsStr::from_bytes(target), parent, name).at("symlinkat", &shown)?;
+            }
+            Kind::Fifo => special(FileType::Fifo, 0)?,
+            Kind::Socket => special(FileType::Socket, 0)?,
+            Kind::Device { block, major, minor } => {
+                let kind = if *block { FileType::BlockDevice } else { FileType::CharacterDevice };
+                special(kind, makedev(*major, *minor))?;
+            }
+            Kind::Dir { .. } => mkdirat(parent, name, Mode::RWXU).at("mkdirat", &shown)?,
+        }
+        Ok(())
+    }
+
+    /// Metadata, in the one order that works. `existing`: the name stood there before and may have attributes of
+    /// its own to be kept.
+    fn finish(
+        &self,
+        object: BorrowedFd<'_>,
+        meta: &Meta,
+        opaque: bool,
+        existing: bool,
+        parent: BorrowedFd<'_>,
+        path: &RelPath,
+    ) -> Result<()> {
+        let shown = self.tree.show(path);
+        let handle = Handle::of(object);
+        let mut wanted = match self.into {
+            Into::Plain { .. } => meta.xattrs.clone(),
+            Into::Upper => express(&Artefacts {
+                xattrs: meta.xattrs.clone(),
+                opaque,
+                immutable: meta.immutable,
+                append_only: meta.append_only,
+            }),
+        };
+        if existing && self.into == (Into::Plain { keep_user_xattrs: true }) {
+            let name = if path.is_root() { OsStr::new(".") } else { path.name() };
+            let own: Xattrs = Handle::child(parent, name).read_all().at("listxattr", &shown)?;
+            wanted.extend(own.into_iter().filter(|(name, _)| name.starts_with(b"user.")));
+        }
+        let stat = fstat(object).at("fstat", &shown)?;
+        if (stat.st_uid, stat.st_gid) != (meta.uid, meta.gid) {
+            let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
+            rustix::fs::chownat(object, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).at("fchownat", &shown)?;
+        }
+        let present = handle.read_all().at("listxattr", &shown)?;
+        for name in present.keys().filter(|name| !wanted.contains_key(*name) && !is_never_data(name)) {
+            handle.remove(name).at("removexattr", &shown)?;
+        }
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+            rustix::fs::chmod(handle.path(), Mode::from_raw_mode(meta.mode as RawMode)).at("chmod", &shown)?;
+        }
+        // Capabilities and ACLs once more although they may be there: chown and chmod changed them.
+        for (name, value) in &wanted {
+            handle.write(name, value).at("setxattr", &shown)?;
+        }
+        let omit = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
+        let modified = Timespec { tv_sec: meta.mtime, tv_nsec: meta.mtime_nsec.into() };
+        let times = Timestamps { last_access: omit, last_modification: modified };
+        Ok(utimensat(object, "", &times, AtFlags::EMPTY_PATH).at("utimensat", &shown)?)
+    }
+
+    /// The last step of making an object: the temporary name becomes the real one.
+    fn replace(&self, parent: BorrowedFd<'_>, temporary: &OsStr, path: &RelPath, old: Option<Stat>) -> Result<()> {
+        let shown = self.tree.show(path);
+        let is_dir = |stat: Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if old.is_some_and(is_dir) {
+            remove_at(parent, path.name(), &shown)?;
+        }
+        unprotected(parent, path, &shown, || {
+            Ok(renameat(parent, temporary, parent, path.name()).at("renameat", &shown)?)
+        })
+    }
+
+    fn stat_at(&self, parent: BorrowedFd<'_>, path: &RelPath) -> Result<Option<Stat>> {
+        match statat(parent, path.name(), AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(None),
+            other => Ok(Some(other.at("fstatat", self.tree.show(path))?)),
+        }
+    }
+
+    fn unlink_any(&self, parent: BorrowedFd<'_>, name: &OsStr, path: &RelPath) -> Result<()> {
+        match unlinkat(parent, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error).at("unlinkat", self.tree.show(path)).map_err(std::convert::Into::into),
+        }
+    }
+}
+
+/// A name for the unfinished object at `path`. It only has to differ within one directory, and to be short.
+fn temporary_name(path: &RelPath) -> OsString {
+    let digest = crate::digest::of_bytes(path.name().as_bytes(), 0);
+    format!("{TEMPORARY}{digest:?}").into()
+}
+
+fn open_object(parent: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+    openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Runs `act`; if lower's `chattr +i` or `+a` on the directory or on the object forbids it, takes those away first.
+fn unprotected(parent: impl AsFd, path: &RelPath, shown: &Path, mut act: impl FnMut() -> Result<()>) -> Result<()> {
+    match act() {
+        Err(error) if is_forbidden(&error) => {}
+        other => return other,
+    }
+    clear_flags(parent.as_fd(), shown)?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    if let Ok(object) = openat(&parent, path.name(), flags, Mode::empty()) {
+        clear_flags(object.as_fd(), shown)?;
+    }
+    act()
+}
+
+fn unprotected_object(object: impl AsFd, shown: &Path, act: impl Fn() -> Result<()>) -> Result<()> {
+    match act() {
+        Err(error) if is_forbidden(&error) => {}
+        other => return other,
+    }
+    clear_flags(object.as_fd(), shown)?;
+    act()
+}
+
+fn is_forbidden(error: &crate::Error) -> bool {
+    matches!(error, crate::Error::System(error) if error.errno() == Some(Errno::PERM))
+}
+
+fn clear_flags(object: BorrowedFd<'_>, shown: &Path) -> Result<(), SystemError> {
+    match ioctl_getflags(object) {
+        Ok(flags) if flags.intersects(IFlags::IMMUTABLE | IFlags::APPEND) => {
+            ioctl_setflags(object, flags - (IFlags::IMMUTABLE | IFlags::APPEND)).at("ioctl FS_IOC_SETFLAGS", shown)
+        }
+        // Other kinds of files have no flags.
+        _ => Ok(()),
+    }
+}
+
+/// Removes `name` and everything below it.
+fn remove_at(parent: impl AsFd, name: &OsStr, shown: &Path) -> Result<()> {
+    let parent = parent.as_fd();
+    let path = RelPath::root().child(name);
+    let unlink = |flags| match unlinkat(parent, name, flags) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error).at("unlinkat", shown).map_err(crate::Error::from),
+    };
+    let stat = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other.at("fstatat", shown)?,
+    };
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return unprotected(parent, &path, shown, || unlink(AtFlags::empty()));
+    }
+    let subtree = Tree::new(parent.try_clone_to_owned().at("fcntl F_DUPFD", shown)?, shown);
+    let dir = subtree.open_dir(&path)?;
+    for child in list(dir.as_fd(), shown)? {
+        remove_at(&dir, &child, &shown.join(&child))?;
+    }
+    unprotected(parent, &path, shown, || unlink(AtFlags::REMOVEDIR))
+}

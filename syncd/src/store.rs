@@ -1,0 +1,331 @@
+//! The store: where checkpoints live on disk, `<persist.root>/ephemeral-overlay`, 0700 because it holds copies of
+//! everything that is under the overlays.
+//!
+//! ```text
+//! lock                                 one writer at a time, flock(2)
+//! targets/NAME/0000000001.ckpt …       the chain, by sequence number
+//! targets/NAME/sequence                the last number that was used, for when the chain is gone
+//! targets/NAME/merging                 a merge has begun; its chain is redone until it ends
+//! targets/NAME/disk-boot               the system ran from disk while the chain was pending
+//! targets/NAME/conflicts/SEQ[.list]    the versions that lost, and which they are
+//! targets/NAME/aside/FIRST-LAST/       chains that were set aside
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use ephemeral_overlay::error::{At, SystemError};
+use ephemeral_overlay::layout::{target_name, target_path};
+use ephemeral_overlay::token::Token;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::chain::Chain;
+use crate::durable;
+use crate::error::{Error, Result};
+use crate::format::read::Checkpoint;
+use crate::path::RelPath;
+
+const SEQUENCE: &str = "sequence";
+const MERGING: &str = "merging";
+const DISK_BOOT: &str = "disk-boot";
+const EXTENSION: &str = "ckpt";
+
+/// The store, locked against every other writer while this value lives.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    _lock: Option<File>,
+}
+
+/// One target's part of the store.
+#[derive(Debug, Clone)]
+pub struct TargetStore {
+    directory: PathBuf,
+    target: PathBuf,
+}
+
+/// The durable mark that a merge has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marker {
+    /// The first checkpoint that is merged.
+    pub first: u64,
+    /// The last one.
+    pub last: u64,
+    /// The token that lower gets when all is done: where lower has it, only the cleaning up is left.
+    pub next_token: Token,
+    /// Paths at which the disk's version stays.
+    pub left_alone: Vec<RelPath>,
+}
+
+impl Store {
+    /// Opens the store for writing, creating it where it is missing; waits for whoever has it.
+    ///
+    /// # Errors
+    /// When it cannot be created or locked.
+    pub fn open(path: &Path) -> Result<Self> {
+        durable::create_directory(&path.join("targets"))?;
+        let lock = open_lock(path, true)?;
+        flock(&lock, FlockOperation::LockExclusive).at("flock", path)?;
+        Ok(Self { path: path.to_path_buf(), _lock: Some(lock) })
+    }
+
+    /// Opens the store for reading only; `None` when there is none. Waits for a writer to end.
+    ///
+    /// # Errors
+    /// When it exists and cannot be opened.
+    pub fn open_to_read(path: &Path) -> Result<Option<Self>> {
+        if !path.join("targets").is_dir() {
+            return Ok(None);
+        }
+        let lock = match open_lock(path, false) {
+            Ok(lock) => {
+                flock(&lock, FlockOperation::LockShared).at("flock", path)?;
+                Some(lock)
+            }
+            // Never written to.
+            Err(error) if error.source.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Some(Self { path: path.to_path_buf(), _lock: lock }))
+    }
+
+    /// Stands for a store that does not exist: everything in it is empty.
+    #[must_use]
+    pub fn absent(path: &Path) -> Self {
+        Self { path: path.to_path_buf(), _lock: None }
+    }
+
+    /// The part of `target`.
+    #[must_use]
+    pub fn target(&self, target: &Path) -> TargetStore {
+        TargetStore { directory: self.path.join("targets").join(target_name(target)), target: target.to_path_buf() }
+    }
+
+    /// All targets that ever had a checkpoint here.
+    ///
+    /// # Errors
+    /// When the store cannot be listed.
+    pub fn targets(&self) -> Result<Vec<TargetStore>> {
+        let mut targets: Vec<_> =
+            names(&self.path.join("targets"))?.iter().map(|name| self.target(&target_path(name))).collect();
+        targets.sort_by(|a, b| a.target.cmp(&b.target));
+        Ok(targets)
+    }
+}
+
+fn open_lock(store: &Path, create: bool) -> Result<File, SystemError> {
+    let path = store.join("lock");
+    OpenOptions::new().read(true).write(create).create(create).truncate(false).mode(0o600).open(&path).at("open", &path)
+}
+
+/// The names in a directory; none where there is no directory.
+fn names(directory: &Path) -> Result<Vec<String>, SystemError> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).at("getdents64", directory),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.push(entry.at("getdents64", directory)?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+impl TargetStore {
+    /// The target.
+    #[must_use]
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Its directory in the store.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Creates the directory where it is missing and removes what a cut left unfinished.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn prepare(&self) -> Result<()> {
+        durable::create_directory(&self.directory)?;
+        durable::sweep(&self.directory)?;
+        Ok(())
+    }
+
+    /// The name of the file of checkpoint `seq`.
+    #[must_use]
+    pub fn file_name(seq: u64) -> String {
+        format!("{seq:010}.{EXTENSION}")
+    }
+
+    /// The sequence numbers of all checkpoint files, superseded ones included.
+    ///
+    /// # Errors
+    /// When the directory cannot be listed.
+    pub fn sequences(&self) -> Result<Vec<u64>> {
+        let mut all: Vec<u64> = names(&self.directory)?
+            .iter()
+            .filter_map(|name| name.strip_suffix(EXTENSION)?.strip_suffix('.')?.parse().ok())
+            .collect();
+        all.sort_unstable();
+        Ok(all)
+    }
+
+    /// The chain; `None` when there is none.
+    ///
+    /// # Errors
+    /// When a file of it cannot be read or does not belong there.
+    pub fn chain(&self) -> Result<Option<Chain>> {
+        let checkpoints = self.sequences()?.into_iter().map(|seq| self.checkpoint(seq)).collect::<Result<_>>()?;
+        Chain::new(checkpoints, &self.target)
+    }
+
+    /// The longest beginning of the chain that is whole.
+    ///
+    /// # Errors
+    /// When the directory cannot be listed.
+    pub fn valid_chain(&self) -> Result<Option<Chain>> {
+        let mut valid = self.sequences()?.into_iter().map_while(|seq| self.checkpoint(seq).ok()).collect::<Vec<_>>();
+        while !valid.is_empty() {
+            let count = valid.len();
+            match Chain::new(valid, &self.target) {
+                Ok(chain) => return Ok(chain.and_then(Chain::valid_prefix)),
+                Err(_does_not_follow) => {
+                    valid = self
+                        .sequences()?
+                        .into_iter()
+                        .take(count - 1)
+                        .map_while(|seq| self.checkpoint(seq).ok())
+                        .collect();
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn checkpoint(&self, seq: u64) -> Result<Checkpoint> {
+        let path = self.directory.join(Self::file_name(seq));
+        let checkpoint = Checkpoint::open(&path)?;
+        if checkpoint.header.sequence == seq {
+            Ok(checkpoint)
+        } else {
+            Err(Error::Damaged {
+                path,
+                what: format!("it is checkpoint {} under another name", checkpoint.header.sequence),
+            })
+        }
+    }
+
+    /// The number of the next checkpoint. Numbers outlive merges.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn next_sequence(&self) -> Result<u64> {
+        let used: u64 = durable::read_record(&self.directory, SEQUENCE)?.unwrap_or(0);
+        Ok(self.sequences()?.last().copied().unwrap_or(0).max(used) + 1)
+    }
+
+    /// Removes the checkpoints before `seq`, which a full one superseded.
+    ///
+    /// # Errors
+    /// Whatever unlink(2) says.
+    pub fn remove_before(&self, seq: u64) -> Result<()> {
+        for old in self.sequences()?.into_iter().filter(|&old| old < seq) {
+            durable::remove_file(&self.directory, &Self::file_name(old))?;
+        }
+        Ok(())
+    }
+
+    /// The mark of a merge that began.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub fn marker(&self) -> Result<Option<Marker>> {
+        durable::read_record(&self.directory, MERGING)
+    }
+
+    /// Marks that a merge begins.
+    ///
+    /// # Errors
+    /// When the mark cannot be made durable.
+    pub fn begin_merge(&self, marker: &Marker) -> Result<()> {
+        durable::write_record(&self.directory, MERGING, marker)
+    }
+
+    /// Forgets a chain that lower holds durably: its number is kept, then its files go, then the marks.
+    ///
+    /// # Errors
+    /// When one of these steps fails; the next merge does the rest.
+    pub fn end_merge(&self, last: u64) -> Result<()> {
+        self.keep_number(last)?;
+        self.remove_before(last + 1)?;
+        durable::remove_file(&self.directory, DISK_BOOT)?;
+        Ok(durable::remove_file(&self.directory, MERGING)?)
+    }
+
+    fn keep_number(&self, last: u64) -> Result<()> {
+        let used: u64 = durable::read_record(&self.directory, SEQUENCE)?.unwrap_or(0);
+        if used < last { durable::write_record(&self.directory, SEQUENCE, &last) } else { Ok(()) }
+    }
+
+    /// Moves the chain away, for somebody to look at; returns where to. The numbers go on.
+    ///
+    /// # Errors
+    /// When a file cannot be moved.
+    pub fn set_aside(&self) -> Result<PathBuf> {
+        let all = self.sequences()?;
+        let (first, last) = (all.first().copied().unwrap_or(0), all.last().copied().unwrap_or(0));
+        self.keep_number(self.next_sequence()? - 1)?;
+        let aside = self.directory.join("aside").join(format!("{first}-{last}"));
+        durable::create_directory(&aside)?;
+        let files = all.into_iter().map(Self::file_name).chain([MERGING.to_owned(), DISK_BOOT.to_owned()]);
+        for name in files.filter(|name| self.directory.join(name).exists()) {
+            durable::rename(&self.directory.join(&name), &aside.join(&name))?;
+        }
+        Ok(aside)
+    }
+
+    /// Notes that the system ran from disk although a chain was pending: what the disk has now is newer.
+    ///
+    /// # Errors
+    /// When the note cannot be made durable.
+    pub fn note_disk_boot(&self) -> Result<()> {
+        if self.directory.join(DISK_BOOT).exists() {
+            return Ok(());
+        }
+        durable::write_record(&self.directory, DISK_BOOT, &())
+    }
+
+    /// Whether [`TargetStore::note_disk_boot`] was called since the last merge.
+    #[must_use]
+    pub fn booted_from_disk(&self) -> bool {
+        self.directory.join(DISK_BOOT).exists()
+    }
+
+    /// Where the versions go that lose against checkpoint `last`.
+    #[must_use]
+    pub fn conflicts(&self, last: u64) -> PathBuf {
+        self.directory.join("conflicts").join(last.to_string())
+    }
+
+    /// All conflicts that were recorded and not yet removed by somebody: one line each.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn all_conflicts(&self) -> Result<Vec<String>> {
+        let directory = self.directory.join("conflicts");
+        let mut all = Vec::new();
+        for name in names(&directory)?.iter().filter(|name| name.ends_with(".list")) {
+            let path = directory.join(name);
+            all.extend(fs::read_to_string(&path).at("read", &path)?.lines().map(str::to_owned));
+        }
+        Ok(all)
+    }
+}

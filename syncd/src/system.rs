@@ -1,0 +1,109 @@
+//! One system as the commands see it: its layout, its configuration, and whether it is the one that booted.
+
+use std::path::{Path, PathBuf};
+
+use ephemeral_overlay::Layout;
+use ephemeral_overlay::config::Config;
+use ephemeral_overlay::layout::STORE_DIR;
+use ephemeral_overlay::state::BootState;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::store::Store;
+use crate::tree::Tree;
+
+/// A system.
+#[derive(Debug)]
+pub struct System {
+    /// Where everything is.
+    pub layout: Layout,
+    /// What its user wants.
+    pub config: Config,
+    /// What `early` did in this boot; `None` when the hook was not active, and for a system that is not running:
+    /// the boot state of this machine says nothing about a foreign disk.
+    pub boot: Option<BootState>,
+    /// This is the system that runs.
+    pub live: bool,
+}
+
+impl System {
+    /// Looks at the system at `root`. It is the running one if that is `/`, or if a run directory is named.
+    ///
+    /// # Errors
+    /// When its configuration or its boot state cannot be read.
+    pub fn open(root: &Path, run_dir: Option<&Path>, config: Option<&Path>) -> Result<Self> {
+        let layout = Layout::new(root, run_dir, config);
+        let live = run_dir.is_some() || std::fs::canonicalize(root).is_ok_and(|path| path == Path::new("/"));
+        let boot = if live { BootState::read(&layout.boot_state())? } else { None };
+        Ok(Self { config: layout.load_config()?, layout, boot, live })
+    }
+
+    /// Where the store is. Resolved inside the root: an absolute symlink does not lead out of it.
+    ///
+    /// # Errors
+    /// When `persist.root` cannot be resolved.
+    pub fn store_path(&self) -> Result<PathBuf> {
+        let store = self.config.persist.root.join(STORE_DIR);
+        // The store itself may not exist yet; what is above it decides where it is.
+        for above in store.ancestors() {
+            match self.layout.open(above, OFlags::PATH | OFlags::DIRECTORY) {
+                Ok(directory) => {
+                    let handle = ephemeral_overlay::attributes::Handle::of(&directory);
+                    let real = std::fs::read_link(handle.path()).unwrap_or_else(|_| self.layout.below_root(above));
+                    return Ok(real.join(store.strip_prefix(above).unwrap_or(Path::new(""))));
+                }
+                Err(error) if error.errno() == Some(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(self.layout.below_root(&store))
+    }
+
+    /// The targets that a command is about: those named, or all that `early` mounted and that are still in RAM.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTarget`] for a name that is neither configured nor mounted.
+    pub fn mounted_targets(&self, named: &[PathBuf]) -> Result<Vec<PathBuf>> {
+        let mounted: Vec<_> = self.boot.iter().flat_map(|boot| &boot.targets).collect();
+        let all: Vec<_> = mounted.iter().map(|state| &state.path).chain(&self.config.overlay.dirs).cloned().collect();
+        check_known(named, &all)?;
+        let wanted = |path: &PathBuf| named.is_empty() || named.contains(path);
+        Ok(mounted
+            .into_iter()
+            .filter(|state| !state.released && wanted(&state.path))
+            .map(|state| state.path.clone())
+            .collect())
+    }
+
+    /// The targets that have something in the store, of those named or of all.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTarget`] for a name that the store and the configuration do not know.
+    pub fn stored_targets(&self, store: &Store, named: &[PathBuf]) -> Result<Vec<PathBuf>> {
+        let stored: Vec<_> = store.targets()?.iter().map(|target| target.target().to_path_buf()).collect();
+        let all: Vec<_> = stored.iter().chain(&self.config.overlay.dirs).cloned().collect();
+        check_known(named, &all)?;
+        Ok(stored.into_iter().filter(|path| named.is_empty() || named.contains(path)).collect())
+    }
+
+    /// A target's upper directory and what it lies over.
+    ///
+    /// # Errors
+    /// When one of them cannot be opened.
+    pub fn upper_and_lower(&self, target: &Path) -> Result<(Tree, Tree)> {
+        Ok((Tree::open(&self.layout.upper(target))?, Tree::open(&self.layout.lower(target))?))
+    }
+}
+
+fn check_known(named: &[PathBuf], known: &[PathBuf]) -> Result<()> {
+    match named.iter().find(|name| !known.contains(name)) {
+        None => Ok(()),
+        Some(name) => {
+            let mut known: Vec<_> = known.iter().map(|path| path.display().to_string()).collect();
+            known.sort_unstable();
+            known.dedup();
+            Err(Error::UnknownTarget { target: name.clone(), known: known.join(", ") })
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! A directory tree that is only ever reached through its descriptor: no symlink is followed, no mount crossed, and
+//! no path is too long (`PATH_MAX` limits one call, not a tree).
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use ephemeral_overlay::error::{At, SystemError};
+use ephemeral_overlay::layout::open_host_dir;
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, Stat, openat2, readlinkat, statat};
+use rustix::io::Errno;
+
+use crate::path::RelPath;
+
+/// Flags to open a directory with.
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
+/// What one openat2(2) is given at the most; the kernel's limit is `PATH_MAX`, 4096.
+const CHUNK: usize = 3072;
+
+/// A tree by its root's descriptor.
+#[derive(Debug)]
+pub struct Tree {
+    root: OwnedFd,
+    path: PathBuf,
+}
+
+impl Tree {
+    /// Opens the tree at a path of the running system.
+    ///
+    /// # Errors
+    /// Whatever open(2) says.
+    pub fn open(path: &Path) -> Result<Self, SystemError> {
+        Ok(Self::new(open_host_dir(path)?, path))
+    }
+
+    /// The tree behind a descriptor; `path` is for messages.
+    #[must_use]
+    pub fn new(root: OwnedFd, path: &Path) -> Self {
+        Self { root, path: path.to_path_buf() }
+    }
+
+    /// Where the tree is, for messages.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where `path` of the tree is, for messages.
+    #[must_use]
+    pub fn show(&self, path: &RelPath) -> PathBuf {
+        path.below(&self.path)
+    }
+
+    /// The root's descriptor.
+    #[must_use]
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Opens the directory at `path`.
+    ///
+    /// # Errors
+    /// Whatever openat2(2) says: `ELOOP` for a symlink, `EXDEV` for a mount.
+    pub fn open_dir(&self, path: &RelPath) -> Result<OwnedFd, SystemError> {
+        self.open_at(path, DIRECTORY)
+    }
+
+    /// Opens the regular file at `path` for reading; never blocks on a FIFO.
+    ///
+    /// # Errors
+    /// Whatever openat2(2) says.
+    pub fn open_file(&self, path: &RelPath) -> Result<File, SystemError> {
+        Ok(self.open_at(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK)?.into())
+    }
+
+    /// Opens the directory that holds `path`; the root holds itself.
+    ///
+    /// # Errors
+    /// Whatever openat2(2) says.
+    pub fn open_parent(&self, path: &RelPath) -> Result<OwnedFd, SystemError> {
+        self.open_dir(&path.parent().unwrap_or_default())
+    }
+
+    /// The status of what stands at `path`, not followed; `None` when nothing does.
+    ///
+    /// # Errors
+    /// Whatever openat2(2) or fstatat(2) says, save that nothing is there.
+    pub fn stat(&self, path: &RelPath) -> Result<Option<Stat>, SystemError> {
+        let stat = self.open_parent(path).and_then(|parent| {
+            let name = if path.is_root() { OsStr::new(".") } else { path.name() };
+            statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).at("fstatat", self.show(path))
+        });
+        match stat {
+            Ok(stat) => Ok(Some(stat)),
+            // A file, or a symlink, where the directory was looked for: nothing is at `path`.
+            Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open_at(&self, path: &RelPath, flags: OFlags) -> Result<OwnedFd, SystemError> {
+        let open = |dir: BorrowedFd<'_>, path: &Path, flags| {
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+            openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+        };
+        let mut rest = path.as_path().as_os_str().as_bytes();
+        let mut dir: Option<OwnedFd> = None;
+        while rest.len() > CHUNK {
+            // A name is at most 255 bytes, so there is a separator to cut at.
+            let cut = rest[..CHUNK].iter().rposition(|&byte| byte == b'/').unwrap_or(CHUNK);
+            let from = dir.as_ref().map_or(self.root(), AsFd::as_fd);
+            dir =
+                Some(open(from, Path::new(OsStr::from_bytes(&rest[..cut])), DIRECTORY).at("openat2", self.show(path))?);
+            rest = &rest[cut + 1..];
+        }
+        let from = dir.as_ref().map_or(self.root(), AsFd::as_fd);
+        open(from, Path::new(OsStr::from_bytes(rest)), flags).at("openat2", self.show(path))
+    }
+}
+
+/// The names in a directory, sorted.
+///
+/// # Errors
+/// Whatever getdents64(2) says: a listing that fails is never an empty one.
+pub fn list(dir: BorrowedFd<'_>, path: &Path) -> Result<Vec<OsString>, SystemError> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir).at("getdents64", path)? {
+        let entry = entry.at("getdents64", path)?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(OsString::from_vec(name.to_vec()));
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Where the symlink `name` leads.
+///
+/// # Errors
+/// Whatever readlinkat(2) says.
+pub fn read_link(dir: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<Vec<u8>, SystemError> {
+    Ok(readlinkat(dir, name, Vec::new()).at("readlinkat", path)?.into_bytes())
+}
