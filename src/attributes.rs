@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -20,23 +21,25 @@ const XATTR_MAX: usize = 64 * 1024;
 
 /// An object that the caller holds, reached by a path: the calls on attributes take no `O_PATH` descriptor.
 #[derive(Debug, Clone)]
-pub struct Handle {
+pub struct Handle<'fd> {
     path: PathBuf,
     /// The path is a link in `/proc` whose following leads to the object itself, be it a symlink.
     is_link: bool,
+    /// The path means something only as long as the descriptor is open.
+    held: PhantomData<BorrowedFd<'fd>>,
 }
 
-impl Handle {
+impl<'fd> Handle<'fd> {
     /// The object behind a descriptor, `O_PATH` ones included.
     #[must_use]
-    pub fn of(fd: impl AsFd) -> Self {
-        Self { path: format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()).into(), is_link: true }
+    pub fn of(fd: BorrowedFd<'fd>) -> Self {
+        Self { path: format!("/proc/self/fd/{}", fd.as_raw_fd()).into(), is_link: true, held: PhantomData }
     }
 
     /// The object `name` in the directory behind a descriptor; a symlink is not followed.
     #[must_use]
-    pub fn child(dir: impl AsFd, name: &OsStr) -> Self {
-        Self { path: Self::of(dir).path.join(name), is_link: false }
+    pub fn child(dir: BorrowedFd<'fd>, name: &OsStr) -> Self {
+        Self { path: Self::of(dir).path.join(name), is_link: false, held: PhantomData }
     }
 
     /// The path, for calls that follow it exactly when the object is not itself a symlink.

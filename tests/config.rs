@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may unwrap")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ephemeral_overlay::config::{Activate, Config, ConfigError, OnLogout, Size};

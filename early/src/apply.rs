@@ -121,7 +121,7 @@ impl Executor<'_> {
         let at = self.layout.lower(target);
         create_dir(&at)?;
         sys::bind_privately(dir.as_fd(), &at)?;
-        let handle = Handle::of(&dir);
+        let handle = Handle::of(dir.as_fd());
         if Token::read(&handle, target)?.is_none() {
             // On a root that is still read-only the first merge does it; no checkpoint depends on it.
             drop(Token::random()?.write(&handle, target));
@@ -218,7 +218,8 @@ fn copy_own_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &Path) ->
     copy_owner_and_mode(&stat, to, path)?;
     let target = Handle::of(to);
     for (name, value) in Handle::of(from).read_all().at("listxattr", path)? {
-        if is_never_data(&name) {
+        // Overlayfs would hide its own attributes of lower's root, and act on them in upper.
+        if is_never_data(&name) || name.starts_with(overlay::PREFIX.as_bytes()) {
             continue;
         }
         match target.write(&name, &value) {

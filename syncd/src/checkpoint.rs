@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -406,7 +407,7 @@ impl Job<'_> {
         let Read { size, digest, fuzzy } = content::read(&file, self.past.seed, buffer, &shown, &mut capture)?;
         let stretches = capture.stretches;
         // The metadata of the very inode whose contents were read.
-        let raw = Handle::of(&file).read_all().at("listxattr", &shown)?;
+        let raw = Handle::of(file.as_fd()).read_all().at("listxattr", &shown)?;
         let (meta, _) = scan::meta(&fstat(&file).at("fstat", &shown)?, raw, View::Upper, &shown)?;
         Ok(Node { kind: Kind::File(Content { size, digest, fuzzy, stretches }), meta, group: 0 })
     }

@@ -148,7 +148,7 @@ impl Walk<'_> {
             };
             // Looked at once more through the descriptor: what is recorded is what is walked.
             let stat = rustix::fs::fstat(&dir).at("fstat", &shown)?;
-            let Some((meta, opaque)) = self.meta(&stat, &Handle::of(&dir), path)? else {
+            let Some((meta, opaque)) = self.meta(&stat, &Handle::of(dir.as_fd()), path)? else {
                 return Ok(None);
             };
             let names = list(dir.as_fd(), &shown)?.into_iter();

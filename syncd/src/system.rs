@@ -49,7 +49,7 @@ impl System {
         for above in store.ancestors() {
             match self.layout.open(above, OFlags::PATH | OFlags::DIRECTORY) {
                 Ok(directory) => {
-                    let handle = ephemeral_overlay::attributes::Handle::of(&directory);
+                    let handle = ephemeral_overlay::attributes::Handle::of(std::os::fd::AsFd::as_fd(&directory));
                     let real = std::fs::read_link(handle.path()).unwrap_or_else(|_| self.layout.below_root(above));
                     return Ok(real.join(store.strip_prefix(above).unwrap_or(Path::new(""))));
                 }

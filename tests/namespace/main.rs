@@ -1,0 +1,64 @@
+//! The tests that need a kernel: real overlays, real file systems in loop images, in a private mount namespace.
+//!
+//! Where that cannot be had every test is shown as ignored, with the reason; with `REQUIRE_TIERS=namespace` that is
+//! a failure instead.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests may unwrap")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests talk to whoever runs them")]
+
+mod boot;
+mod checkpoint;
+mod differential;
+mod early;
+mod facts;
+mod mapped;
+mod merge;
+mod model;
+mod order;
+mod refused;
+mod restart;
+mod snapshot;
+mod tools;
+mod world;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    let mut args = Arguments::from_args();
+    let available = tools::enter_private_namespace();
+    if let Err(reason) = &available {
+        let required = std::env::var("REQUIRE_TIERS").unwrap_or_default();
+        if required.split(',').any(|tier| tier == "namespace") {
+            eprintln!("the namespace tests are required and cannot run: {reason}");
+            return ExitCode::FAILURE;
+        }
+        eprintln!("the namespace tests are ignored: {reason}");
+    }
+    let ignored = available.is_err();
+    // Every test waits for the same two or three programs; more at once only makes failures harder to read.
+    args.test_threads.get_or_insert(2);
+    let modules: [(&str, &[(&str, fn())]); 9] = [
+        ("boot", boot::TESTS),
+        ("checkpoint", checkpoint::TESTS),
+        ("differential", differential::TESTS),
+        ("early", early::TESTS),
+        ("facts", facts::TESTS),
+        ("merge", merge::TESTS),
+        ("order", order::TESTS),
+        ("refused", refused::TESTS),
+        ("restart", restart::TESTS),
+    ];
+    let mut trials = Vec::new();
+    for (module, tests) in modules {
+        for &(name, test) in tests {
+            let run = move || {
+                test();
+                Ok(())
+            };
+            trials.push(Trial::test(format!("{module}::{name}"), run).with_ignored_flag(ignored));
+        }
+    }
+    libtest_mimic::run(&args, trials).exit_code()
+}

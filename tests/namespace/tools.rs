@@ -1,0 +1,78 @@
+//! What the tests run: our binaries, and the few programs of the system that make file systems and trace calls.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use nix::sched::{CloneFlags, unshare};
+
+/// Puts the whole process into a mount namespace of its own, out of which nothing propagates. To be called before
+/// there is a second thread.
+pub(crate) fn enter_private_namespace() -> Result<(), String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("they need root, for overlays, loop devices and trusted.* attributes".to_owned());
+    }
+    for program in ["mkfs.ext4", "mkfs.btrfs", "mkfs.xfs", "strace", "losetup"] {
+        if which(program).is_none() {
+            return Err(format!("{program} is not installed; `cargo xtask test` installs what is missing"));
+        }
+    }
+    unshare(CloneFlags::CLONE_NEWNS).map_err(|error| format!("no mount namespace can be had: {error}"))?;
+    let private = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).map_err(|error| format!("mount --make-rprivate /: {error}"))?;
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if known.lines().any(|line| line.trim_start_matches("nodev").trim() == "overlay") {
+        Ok(())
+    } else {
+        Err("the kernel has no overlay file system".to_owned())
+    }
+}
+
+fn which(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|directory| directory.join(program))
+        .find(|path| path.exists())
+}
+
+/// `early`, as this workspace builds it.
+pub(crate) fn early() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| build("early"))
+}
+
+/// `syncd`, as this workspace builds it.
+pub(crate) fn syncd() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| build("syncd"))
+}
+
+fn build(package: &str) -> PathBuf {
+    let run = escargot::CargoBuild::new().package(package).bin(package).run().unwrap();
+    run.path().to_path_buf()
+}
+
+/// Runs a program of the system and expects it to succeed.
+pub(crate) fn run(program: &str, args: &[&str]) -> String {
+    let path = which(program).unwrap_or_else(|| panic!("{program} is not installed"));
+    let output = Command::new(path).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {}", text(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Everything a program said.
+pub(crate) fn text(output: &Output) -> String {
+    format!(
+        "{}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// The exit status; a program that was killed has none.
+pub(crate) fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or_else(|| panic!("killed: {}", text(output)))
+}
