@@ -209,16 +209,8 @@ impl Apply<'_> {
             self.place.make_dir(path)?;
         }
         self.place.sweep(path)?;
-        if node.is_opaque() {
-            // Nothing of lower shows through: what upper does not have does not exist.
-            let dir = self.lower.open_dir(path)?;
-            for name in list(dir.as_fd(), &self.lower.show(path))? {
-                let child = path.child(&name);
-                let stays = self.net.entries.get(&child).is_some_and(|recorded| recorded.state.node().is_some());
-                if !stays {
-                    self.place.remove(&child)?;
-                }
-            }
+        if node.is_opaque() || self.net.below_opaque(path) {
+            extras(self.net, self.lower, path)?.iter().try_for_each(|extra| self.place.remove(extra))?;
         }
         Ok(())
     }
@@ -244,6 +236,14 @@ fn leaders(net: &Net) -> BTreeMap<&RelPath, &RelPath> {
         .collect()
 }
 
+/// What lower has in the directory at `path`, of which nothing shows through, and upper does not.
+fn extras(net: &Net, lower: &Tree, path: &RelPath) -> Result<Vec<RelPath>> {
+    let dir = lower.open_dir(path)?;
+    let names = list(dir.as_fd(), &lower.show(path))?;
+    let is_extra = |child: &RelPath| net.entries.get(child).is_none_or(|recorded| recorded.state.node().is_none());
+    Ok(names.iter().map(|name| path.child(name)).filter(is_extra).collect())
+}
+
 /// Reads back what was written, from the disk, and compares.
 fn verify(net: &Net, lower: &Tree, seed: u64, only_metadata: &BTreeSet<RelPath>) -> Result<()> {
     let leaders = leaders(net);
@@ -261,6 +261,9 @@ fn verify(net: &Net, lower: &Tree, seed: u64, only_metadata: &BTreeSet<RelPath>)
         }
         if !has_kind_and_content(lower, path, node, seed)? {
             return mismatch("kind or contents");
+        }
+        if (node.is_opaque() || node.is_dir() && net.below_opaque(path)) && !extras(net, lower, path)?.is_empty() {
+            return mismatch("names that should be gone");
         }
         if only_metadata.contains(path) {
             return Ok(());

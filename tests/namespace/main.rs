@@ -6,7 +6,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests may unwrap")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests talk to whoever runs them")]
 
-mod boot;
 mod checkpoint;
 mod differential;
 mod early;
@@ -39,8 +38,7 @@ fn main() -> ExitCode {
     let ignored = available.is_err();
     // Every test waits for the same two or three programs; more at once only makes failures harder to read.
     args.test_threads.get_or_insert(2);
-    let modules: [(&str, &[(&str, fn())]); 9] = [
-        ("boot", boot::TESTS),
+    let modules: [(&str, &[(&str, fn())]); 8] = [
         ("checkpoint", checkpoint::TESTS),
         ("differential", differential::TESTS),
         ("early", early::TESTS),

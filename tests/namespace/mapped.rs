@@ -13,7 +13,8 @@ pub(crate) fn write(file: &File, bytes: &[u8]) {
     // SAFETY: a new mapping at an address of the kernel's choice. It is as long as the copy, lies within the file,
     // which nothing truncates meanwhile, and is unmapped before the reference to it ends.
     unsafe {
-        let map = mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, file, 0).unwrap();
+        let map =
+            mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, file, 0).unwrap();
         madvise(map, length.get(), MmapAdvise::MADV_NORMAL).unwrap();
         std::ptr::copy_nonoverlapping(bytes.as_ptr(), map.as_ptr().cast::<u8>(), bytes.len());
         munmap(map, length.get()).unwrap();

@@ -196,7 +196,10 @@ impl Model {
 
     fn attributes(&mut self) {
         let mut names = self.names();
-        let everything: Vec<_> = [&mut names.directories, &mut names.files, &mut names.others].into_iter().flat_map(std::mem::take).collect();
+        let everything: Vec<_> = [&mut names.directories, &mut names.files, &mut names.others]
+            .into_iter()
+            .flat_map(std::mem::take)
+            .collect();
         let Some(path) = self.pick(&everything) else { return };
         let is_symlink = fs::symlink_metadata(&path).unwrap().is_symlink();
         let owner = self.pick(&OWNERS);
@@ -271,7 +274,8 @@ impl Model {
     /// Something is removed, and something of another kind takes its name.
     fn replace_kind(&mut self) {
         let names = self.names();
-        let everything: Vec<_> = names.directories[1..].iter().chain(&names.files).chain(&names.others).cloned().collect();
+        let everything: Vec<_> =
+            names.directories[1..].iter().chain(&names.files).chain(&names.others).cloned().collect();
         let Some(path) = self.pick(&everything) else { return };
         if fs::symlink_metadata(&path).unwrap().is_dir() {
             fs::remove_dir_all(&path).unwrap();
@@ -323,15 +327,8 @@ fn no_follow() -> i32 {
 /// A random operation may be impossible; it must not fail in any other way.
 fn tolerate(result: std::io::Result<()>, path: &Path) {
     if let Err(error) = result {
-        let impossible = [
-            Errno::EXIST,
-            Errno::NOTEMPTY,
-            Errno::XDEV,
-            Errno::ISDIR,
-            Errno::NOTDIR,
-            Errno::INVAL,
-            Errno::NAMETOOLONG,
-        ];
+        let impossible =
+            [Errno::EXIST, Errno::NOTEMPTY, Errno::XDEV, Errno::ISDIR, Errno::NOTDIR, Errno::INVAL, Errno::NAMETOOLONG];
         let errno = Errno::from_io_error(&error);
         assert!(errno.is_some_and(|errno| impossible.contains(&errno)), "{}: {error}", path.display());
     }

@@ -119,7 +119,13 @@ fn show(object: Option<&Object>) -> String {
         .collect();
     format!(
         "{} {:o} {:?} {:?} dev {} [{} bytes] {shown:?} {xattrs:?} links {:?}",
-        object.kind, object.mode, object.owner, object.mtime, object.device, object.content.len(), object.group
+        object.kind,
+        object.mode,
+        object.owner,
+        object.mtime,
+        object.device,
+        object.content.len(),
+        object.group
     )
 }
 

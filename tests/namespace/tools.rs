@@ -64,12 +64,7 @@ pub(crate) fn run(program: &str, args: &[&str]) -> String {
 
 /// Everything a program said.
 pub(crate) fn text(output: &Output) -> String {
-    format!(
-        "{}\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
+    format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// The exit status; a program that was killed has none.

@@ -71,7 +71,8 @@ pub(crate) struct World {
 }
 
 /// Only `/etc`, and no tmpfs: what most tests want.
-pub(crate) const ETC: &str = "overlay.dirs = ['/etc']\ntmpfs = { '/tmp' = false, '/var/tmp' = false, '/var/cache' = false }\n";
+pub(crate) const ETC: &str =
+    "overlay.dirs = ['/etc']\ntmpfs = { '/tmp' = false, '/var/tmp' = false, '/var/cache' = false }\n";
 
 impl World {
     /// A system of its own on a small ext4 disk.

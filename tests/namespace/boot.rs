@@ -1,1 +1,0 @@
-pub(crate) const TESTS: &[(&str, fn())] = &[];

@@ -1,0 +1,112 @@
+//! `cargo xtask bench early`: the time that `early` takes, against a shell script that does the same.
+//!
+//! The rounds are interleaved and everything is unmounted between them. The script leaves out what only helps `early`
+//! later (the configuration, fstab, mountinfo, tokens), so the comparison leans towards the script.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::disk::{self, Disk};
+use crate::say::say;
+use crate::{build, namespace, packages};
+
+/// How often each is timed.
+const ROUNDS: usize = 31;
+/// Rounds before that, to fill the caches.
+const WARM_UP: usize = 3;
+/// What is mounted beside the two overlays and the three tmpfs of the defaults.
+const CONFIG: &str = "[tmpfs]\n\"/srv/scratch\" = \"64M\"\n";
+/// The script.
+const SCRIPT: &str = include_str!("bench.sh");
+
+/// Runs it.
+pub(crate) fn run() -> Result<()> {
+    packages::ensure(&packages::IMAGE)?;
+    say("building early, static and stripped");
+    let host = build::host()?;
+    let flags = [("RUSTFLAGS", "-Ctarget-feature=+crt-static")];
+    let early = build::binary("early", &["--profile", "initramfs", "--target", &host], &flags)?;
+    namespace::enter()?;
+    let place = tempfile::Builder::new().prefix("eo-").tempdir().context("creating a temporary directory")?;
+    let result = compare(place.path(), &early);
+    disk::detach_all(place.path())?;
+    place.close().context("removing the temporary directory")?;
+    result
+}
+
+fn compare(place: &Path, early: &Path) -> Result<()> {
+    let (root, run_dir, script) = (place.join("root"), place.join("run"), place.join("script"));
+    fs::create_dir(&root)?;
+    fs::write(&script, SCRIPT)?;
+    let disk = Disk::create(64 << 20)?;
+    disk.mount(&root, "")?;
+    for directory in ["etc", "var/log", "tmp", "var/tmp", "var/cache", "srv/scratch", "usr/lib/ephemeral-overlay"] {
+        fs::create_dir_all(root.join(directory))?;
+    }
+    fs::write(root.join("usr/lib/ephemeral-overlay/counterpart"), "format = 1\n")?;
+    fs::write(root.join("etc/ephemeral-overlay.toml"), CONFIG)?;
+
+    let with_early = || {
+        let mut command = Command::new(early);
+        command.arg("--root").arg(&root).arg("--run-dir").arg(&run_dir).args(["--cmdline", ""]);
+        round(command, place, &run_dir)
+    };
+    let with_script = || {
+        let mut command = Command::new("sh");
+        command.arg(&script).arg(&root).arg(&run_dir);
+        round(command, place, &run_dir)
+    };
+    let (mut of_early, mut of_script) = (Vec::new(), Vec::new());
+    for number in 0..WARM_UP + ROUNDS {
+        let (early, script) = (with_early()?, with_script()?);
+        if early.mounts != script.mounts {
+            bail!("early and the script mount different things:\n{:#?}\n{:#?}", early.mounts, script.mounts);
+        }
+        if number >= WARM_UP {
+            of_early.push(early.time);
+            of_script.push(script.time);
+        }
+    }
+    let (early_time, script_time) = (median(of_early), median(of_script));
+    say(&format!("two overlays, four tmpfs, our own tmpfs and three binds; median of {ROUNDS} interleaved rounds"));
+    say(&format!("early   {:8.2} ms", early_time.as_secs_f64() * 1000.0));
+    say(&format!("script  {:8.2} ms", script_time.as_secs_f64() * 1000.0));
+    say(&format!("ratio   {:8.1}", script_time.as_secs_f64() / early_time.as_secs_f64()));
+    say(&format!("early is {} bytes, static and stripped", fs::metadata(early)?.len()));
+    Ok(())
+}
+
+struct Round {
+    time: Duration,
+    /// Mount points and types, in order.
+    mounts: Vec<(PathBuf, String)>,
+}
+
+/// Times one run and unmounts everything but the disk.
+fn round(mut command: Command, place: &Path, run_dir: &Path) -> Result<Round> {
+    let disk = place.join("root");
+    let start = Instant::now();
+    let output = command.env("PATH", packages::path()).stdin(Stdio::null()).output().context("starting a round")?;
+    let time = start.elapsed();
+    if !output.status.success() {
+        bail!("{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    let mut mounts = disk::mounts_below(place)?;
+    mounts.retain(|(at, _)| *at != disk);
+    for (at, _) in mounts.iter().rev() {
+        rustix::mount::unmount(at, rustix::mount::UnmountFlags::empty())
+            .with_context(|| format!("umount2 {}", at.display()))?;
+    }
+    fs::remove_dir_all(run_dir)?;
+    mounts.sort_unstable();
+    Ok(Round { time, mounts })
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}

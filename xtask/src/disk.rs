@@ -1,0 +1,78 @@
+//! A throwaway disk: an ext4 image in a file that loses its name before it is used, so that nothing of it is left
+//! behind however we end. `mount` gives it a loop device that goes with the mount.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use ephemeral_overlay::mountinfo;
+use rustix::mount::{UnmountFlags, unmount};
+
+use crate::packages;
+
+/// A disk image.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    image: File,
+}
+
+impl Disk {
+    /// An empty ext4 of `bytes` bytes.
+    pub(crate) fn create(bytes: u64) -> Result<Self> {
+        let disk = Self::unformatted()?;
+        disk.image.set_len(bytes).context("ftruncate")?;
+        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(disk.path()))?;
+        Ok(disk)
+    }
+
+    /// What is on the disk at this moment; what the file system still has in RAM is not.
+    pub(crate) fn as_it_is_now(&self) -> Result<Self> {
+        let copy = Self::unformatted()?;
+        run(Command::new("cp").args(["--sparse=always", "--"]).args([self.path(), copy.path()]))?;
+        Ok(copy)
+    }
+
+    fn unformatted() -> Result<Self> {
+        Ok(Self { image: tempfile::tempfile().context("creating a disk image")? })
+    }
+
+    /// A path that leads to the image as long as this process has it open.
+    fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.image.as_raw_fd()).into()
+    }
+
+    /// Mounts it with more options for `mount -o`.
+    pub(crate) fn mount(&self, at: &Path, options: &str) -> Result<()> {
+        run(Command::new("mount").args(["-t", "ext4", "-o", &format!("loop{options}")]).arg(self.path()).arg(at))
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .env("PATH", packages::path())
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("running {program}"))?;
+    if !output.status.success() {
+        bail!("{program}: {}; {}", output.status, String::from_utf8_lossy(&output.stderr).trim_end());
+    }
+    Ok(())
+}
+
+/// The mount points at and below `directory` with their types, in the order in which they were mounted.
+pub(crate) fn mounts_below(directory: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let info = std::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    let mounts = mountinfo::parse(&info).into_iter().filter(|mount| mount.mount_point.starts_with(directory));
+    Ok(mounts.map(|mount| (mount.mount_point, mount.fs_type)).collect())
+}
+
+/// Takes away all mounts below `directory` (and at it, if it is one), whatever uses them.
+pub(crate) fn detach_all(directory: &Path) -> Result<()> {
+    for (mount_point, _) in mounts_below(directory)?.iter().rev() {
+        unmount(mount_point, UnmountFlags::DETACH).with_context(|| format!("umount2 {}", mount_point.display()))?;
+    }
+    Ok(())
+}

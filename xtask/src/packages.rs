@@ -1,0 +1,98 @@
+//! Installs the programs that a task needs, where they are missing.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::say::say;
+
+/// A program, and what it comes in with apt and with pacman.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tool {
+    program: &'static str,
+    apt: &'static str,
+    pacman: &'static str,
+}
+
+const fn tool(program: &'static str, apt: &'static str, pacman: &'static str) -> Tool {
+    Tool { program, apt, pacman }
+}
+
+/// What a disk image takes.
+pub(crate) const IMAGE: [Tool; 3] = [
+    tool("mkfs.ext4", "e2fsprogs", "e2fsprogs"),
+    tool("mount", "mount", "util-linux"),
+    tool("cp", "coreutils", "coreutils"),
+];
+/// What `try` takes beside that.
+pub(crate) const TRY: [Tool; 2] = [tool("tar", "tar", "tar"), tool("useradd", "passwd", "shadow")];
+/// What the tests take.
+pub(crate) const TEST: [Tool; 4] = [
+    tool("mkfs.ext4", "e2fsprogs", "e2fsprogs"),
+    tool("mkfs.btrfs", "btrfs-progs", "btrfs-progs"),
+    tool("mkfs.xfs", "xfsprogs", "xfsprogs"),
+    tool("strace", "strace", "strace"),
+];
+
+/// `PATH`, with the directories for root's programs at its end: a login as an ordinary user leaves them out.
+pub(crate) fn path() -> OsString {
+    let own = env::var_os("PATH").unwrap_or_default();
+    let mut all: Vec<PathBuf> = env::split_paths(&own).collect();
+    for directory in ["/usr/local/sbin", "/usr/sbin", "/sbin"] {
+        if !all.iter().any(|known| known == Path::new(directory)) {
+            all.push(directory.into());
+        }
+    }
+    env::join_paths(all).unwrap_or(own)
+}
+
+fn exists(program: &str) -> bool {
+    env::split_paths(&path()).any(|directory| directory.join(program).is_file())
+}
+
+/// Sees to it that all `tools` can be run.
+pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {
+    let missing: Vec<Tool> = tools.iter().copied().filter(|tool| !exists(tool.program)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let programs = missing.iter().map(|tool| tool.program).collect::<Vec<_>>().join(", ");
+    let commands: Vec<Vec<&str>> = if exists("apt-get") {
+        let install = ["apt-get", "install", "--yes", "--no-install-recommends"];
+        vec![vec!["apt-get", "update"], install.into_iter().chain(missing.iter().map(|tool| tool.apt)).collect()]
+    } else if exists("pacman") {
+        let install = ["pacman", "-Sy", "--needed", "--noconfirm"];
+        vec![install.into_iter().chain(missing.iter().map(|tool| tool.pacman)).collect()]
+    } else {
+        bail!("missing: {programs}; neither apt-get nor pacman is there to install them");
+    };
+    if !rustix::process::geteuid().is_root() {
+        let commands = commands.iter().map(|words| words.join(" ")).collect::<Vec<_>>().join(" && ");
+        bail!("missing: {programs}; as root: {commands}");
+    }
+    say(&format!("installing what is missing: {programs}"));
+    commands.iter().try_for_each(|words| install(words))?;
+    match missing.iter().find(|tool| !exists(tool.program)) {
+        Some(tool) => bail!("{} is still missing", tool.program),
+        None => Ok(()),
+    }
+}
+
+fn install(words: &[&str]) -> Result<()> {
+    let shown = words.join(" ");
+    let (program, arguments) = words.split_first().context("no command")?;
+    let output = Command::new(program)
+        .args(arguments)
+        .env("PATH", path())
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("running {shown}"))?;
+    if !output.status.success() {
+        bail!("{shown}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim_end());
+    }
+    Ok(())
+}

@@ -1,0 +1,21 @@
+//! `cargo xtask test`: all tests, with everything that they need.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::{build, packages};
+
+/// Runs `cargo test`; a tier that could not run is a failure, not a note.
+pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
+    packages::ensure(&packages::TEST)?;
+    let status = build::cargo()
+        .args(["test", "--workspace", "--locked"])
+        .args(args)
+        .env("REQUIRE_TIERS", "namespace")
+        .env("PATH", packages::path())
+        .status()
+        .context("running cargo test")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
