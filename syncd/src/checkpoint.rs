@@ -224,7 +224,7 @@ impl Job<'_> {
     fn record(&self, store: &TargetStore, scan: &[Found], stats: &mut CheckpointStats) -> Result<()> {
         let digests = self.hash(scan)?;
         let mut drafts = diff::diff(&self.past.net, scan, &digests, &self.held);
-        if drafts.is_empty() || self.only_our_log(&drafts) {
+        if drafts.is_empty() || self.only_our_log(&drafts) || self.only_untouched_root(&drafts)? {
             return Ok(());
         }
         let kind = |draft: &Draft| match draft {
@@ -286,6 +286,16 @@ impl Job<'_> {
                 _ => false,
             })
         })
+    }
+
+    /// The root directory stands in every upper from the start, as a copy of lower's.
+    fn only_untouched_root(&self, drafts: &[(RelPath, Draft)]) -> Result<bool> {
+        let [(path, Draft::Present(found, _))] = drafts else { return Ok(false) };
+        let Object::Other(_, upper) = &found.object else { return Ok(false) };
+        let shown = self.lower.path();
+        let raw = Handle::of(self.lower.root()).read_all().at("listxattr", shown)?;
+        let (lower, _) = scan::meta(&fstat(self.lower.root()).at("fstat", shown)?, raw, View::Plain, shown)?;
+        Ok(path.is_root() && *upper == lower && self.past.net.entries.is_empty())
     }
 
     fn relation(&self, scan: &[Found]) -> Relation {

@@ -39,7 +39,9 @@ pub fn prove(layout: &Layout, target: &Path, state: Option<&TargetState>, lower:
         return alive(format!("an overlay is mounted on {}", lower.path().display()));
     }
     for (process, mount) in overlays_of_all_namespaces()? {
-        let is_recorded = state.is_some_and(|state| state.device == mount.device);
+        // A device number is used again once its file system is gone, hence both.
+        let is_recorded = state.is_some_and(|state| state.device == mount.device)
+            && mount.option("upperdir") == Some(layout.upper(target));
         // The options are strings of that namespace.
         let is_ours = mount.option("lowerdir").is_some_and(|path| {
             fs::metadata(in_root_of(process, &path))

@@ -66,7 +66,11 @@ impl Store {
     /// # Errors
     /// When it cannot be created or locked.
     pub fn open(path: &Path) -> Result<Self> {
-        durable::create_directory(&path.join("targets"))?;
+        if !path.join("targets").is_dir() {
+            durable::create_directory(&path.join("targets"))?;
+            // `early` may have made what is above it a moment ago, and never syncs.
+            path.ancestors().skip(1).try_for_each(durable::sync_directory)?;
+        }
         let lock = open_lock(path, true)?;
         flock(&lock, FlockOperation::LockExclusive).at("flock", path)?;
         Ok(Self { path: path.to_path_buf(), _lock: Some(lock) })

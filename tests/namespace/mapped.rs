@@ -1,22 +1,42 @@
 //! Writes through a shared mapping: what journald does, and what changes no time stamp on tmpfs.
 #![allow(unsafe_code, reason = "mmap(2) has no safe form: another process may change the file")]
 
+use std::ffi::c_void;
 use std::fs::File;
 use std::num::NonZeroUsize;
+use std::ptr::NonNull;
 
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-/// Writes `bytes` at the start of `file`, which must be at least as long, through a shared mapping.
-pub(crate) fn write(file: &File, bytes: &[u8]) {
-    let length = NonZeroUsize::new(bytes.len()).unwrap();
-    assert!(file.metadata().unwrap().len() >= bytes.len() as u64);
-    // SAFETY: a new mapping at an address of the kernel's choice. It is as long as the copy, lies within the file,
-    // which nothing truncates meanwhile, and is unmapped before the reference to it ends.
-    unsafe {
-        let map =
-            mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, file, 0).unwrap();
-        madvise(map, length.get(), MmapAdvise::MADV_NORMAL).unwrap();
-        std::ptr::copy_nonoverlapping(bytes.as_ptr(), map.as_ptr().cast::<u8>(), bytes.len());
-        munmap(map, length.get()).unwrap();
+/// A shared mapping of the start of a file.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: NonNull<c_void>,
+    length: NonZeroUsize,
+}
+
+impl Mapping {
+    /// Maps the first `length` bytes of `file`, which must be at least as long.
+    pub(crate) fn new(file: &File, length: usize) -> Self {
+        assert!(file.metadata().unwrap().len() >= length as u64);
+        let length = NonZeroUsize::new(length).unwrap();
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let start = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, file, 0).unwrap() };
+        Self { start, length }
+    }
+
+    /// Writes at the start of the file.
+    pub(crate) fn write(&self, bytes: &[u8]) {
+        assert!(bytes.len() <= self.length.get());
+        // SAFETY: it lies within the mapping, which nothing truncates and to which there is no reference.
+        unsafe { self.start.as_ptr().cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `new` made; nothing refers to it any more.
+        unsafe { munmap(self.start, self.length.get()).unwrap() }
     }
 }

@@ -14,7 +14,7 @@ use fastrand::Rng;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, makedev, mknodat, utimensat};
 use rustix::io::Errno;
 
-use crate::mapped;
+use crate::mapped::Mapping;
 
 /// Owners that files are given.
 const OWNERS: [u32; 4] = [0, 0, 1000, 65534];
@@ -184,7 +184,7 @@ impl Model {
             }
             3 if size > 0 => {
                 let length = usize::try_from(size.min(4096)).unwrap();
-                mapped::write(&file, &self.bytes(length));
+                Mapping::new(&file, length).write(&self.bytes(length));
             }
             _ => {
                 file.set_len(0).unwrap();

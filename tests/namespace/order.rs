@@ -1,1 +1,74 @@
-pub(crate) const TESTS: &[(&str, fn())] = &[];
+//! The order of the calls that a power cut cares about, as the kernel saw them.
+
+use std::fs;
+use std::process::Command;
+
+use crate::tools::text;
+use crate::world::{ETC, World};
+
+pub(crate) const TESTS: &[(&str, fn())] = &[
+    ("a_checkpoint_is_synced_before_it_has_its_name_and_the_name_after", a_checkpoint_is_synced),
+    ("a_chain_is_deleted_only_after_lower_was_synced", a_chain_is_deleted_only_after_lower_was_synced),
+];
+
+/// Runs `command` under strace and returns the calls that change or sync something, in order.
+fn trace(command: &Command) -> Vec<String> {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let calls = "trace=fsync,fdatasync,syncfs,rename,renameat,renameat2,unlink,unlinkat,pwrite64,write,setxattr";
+    let output = Command::new("strace")
+        .args(["-f", "-y", "-qq", "-s", "64", "-e", calls, "-o"])
+        .arg(log.path())
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env("RAYON_NUM_THREADS", "1")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let log = fs::read_to_string(log.path()).unwrap();
+    log.lines().filter(|line| line.contains(" = 0") || !line.contains(" = ")).map(str::to_owned).collect()
+}
+
+/// Where the first call that has all of `words` stands.
+fn position(calls: &[String], words: &[&str]) -> usize {
+    let found = calls.iter().position(|call| words.iter().all(|word| call.contains(word)));
+    found.unwrap_or_else(|| panic!("no call with {words:?} in\n{}", calls.join("\n")))
+}
+
+fn a_checkpoint_is_synced() {
+    let world = World::new(ETC);
+    world.boot();
+    fs::write(world.at("etc/file"), "x").unwrap();
+    let calls = trace(&world.syncd_command(&["checkpoint"]));
+    let renamed = position(&calls, &["rename", "0000000001.ckpt"]);
+    let contents = position(&calls, &["fsync(", "/targets/etc/.tmp-"]);
+    let after = &calls[renamed..];
+    let name = renamed + position(after, &["fsync(", "/targets/etc>"]);
+    assert!(contents < renamed && renamed < name, "{}", calls.join("\n"));
+    // The directories that were made for it are durable, too.
+    for directory in ["/persist>", "/ephemeral-overlay>", "/targets>"] {
+        assert!(position(&calls, &["fsync(", directory]) < renamed, "{directory}\n{}", calls.join("\n"));
+    }
+}
+
+fn a_chain_is_deleted_only_after_lower_was_synced() {
+    let world = World::new(ETC);
+    world.boot();
+    fs::write(world.at("etc/file"), "x").unwrap();
+    world.checkpoint();
+    world.cut();
+    let calls = trace(&world.offline_command(&["merge"]));
+    let marked = position(&calls, &["rename", "/merging"]);
+    let placed = position(&calls, &["renameat", "/root/etc>"]);
+    let token = position(&calls, &["setxattr", "trusted.ephemeral_overlay.token"]);
+    let deleted = position(&calls, &["unlink", ".ckpt"]);
+    let synced_between = |from: usize, to: usize| calls[from..to].iter().any(|call| call.contains("syncfs("));
+    assert!(marked < placed && placed < token && token < deleted, "{}", calls.join("\n"));
+    assert!(
+        synced_between(placed, token),
+        "the token is new before what it stands for is on disk\n{}",
+        calls.join("\n")
+    );
+    assert!(synced_between(token, deleted), "the chain is gone before the token is on disk\n{}", calls.join("\n"));
+    let unmarked = position(&calls, &["unlink", "/merging"]);
+    assert!(deleted < unmarked, "{}", calls.join("\n"));
+}

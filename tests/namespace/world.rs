@@ -98,6 +98,12 @@ impl World {
         Self { root, run: disk.beside(&format!("{name}.run")), config: path, _disk: None }
     }
 
+    /// Another root on the disk of `world`, with the same configuration.
+    pub(crate) fn beside(world: &Self, name: &str) -> Self {
+        let disk = world._disk.as_ref().expect("it has a disk of its own");
+        Self::within(disk, name, &fs::read_to_string(&world.config).unwrap())
+    }
+
     /// A path of the system, from here.
     pub(crate) fn at(&self, path: &str) -> PathBuf {
         self.root.join(path)

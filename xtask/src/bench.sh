@@ -4,8 +4,8 @@ R=$1 X=$2
 umask 077
 
 mkdir -p "$X/ram" "$X/store" "$X/lower/etc" "$X/lower/var-log" "$R/persist/ephemeral-overlay"
-total=$(awk '/^MemTotal/ { print $2 * 1024 }' /proc/meminfo)
-size=$((total / 10 * 9))
+read -r _ kib _ </proc/meminfo
+size=$((kib * 1024 / 100 * 90))
 mount -t tmpfs -o "size=$size,nr_inodes=$((size / 16384)),mode=0700" --make-private ephemeral-overlay "$X/ram"
 mount --bind --make-private "$R/persist/ephemeral-overlay" "$X/store"
 

@@ -28,8 +28,8 @@ pub(crate) fn binary(package: &str, arguments: &[&str], variables: &[(&str, &str
     let messages = output.stdout.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
     let artifacts = messages.filter_map(|line| serde_json::from_slice::<Value>(line).ok());
     let executables = artifacts.filter(|message| message["target"]["name"] == package);
-    let executable = executables.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).last();
-    executable.with_context(|| format!("cargo built no executable of {package}"))
+    let mut executables = executables.filter_map(|message| message["executable"].as_str().map(PathBuf::from));
+    executables.next_back().with_context(|| format!("cargo built no executable of {package}"))
 }
 
 /// The target triple of this machine.

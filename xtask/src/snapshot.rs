@@ -42,8 +42,7 @@ impl Snapshot {
         let mut all = BTreeMap::new();
         let mut first_names = BTreeMap::new();
         for directory in directories {
-            let path = PathBuf::from(directory);
-            visit(root, path, &mut all, &mut first_names)?;
+            visit(root, Path::new(directory), &mut all, &mut first_names)?;
         }
         Ok(Self(all))
     }
@@ -71,11 +70,11 @@ impl Snapshot {
 
 fn visit(
     root: &Path,
-    path: PathBuf,
+    path: &Path,
     all: &mut BTreeMap<PathBuf, Object>,
     first_names: &mut BTreeMap<(u64, u64), PathBuf>,
 ) -> Result<()> {
-    let full = root.join(&path);
+    let full = root.join(path);
     let metadata = fs::symlink_metadata(&full).with_context(|| format!("lstat {}", full.display()))?;
     let kind = metadata.file_type();
     let content = if kind.is_file() {
@@ -87,7 +86,7 @@ fn visit(
     } else {
         Content::None
     };
-    let linked_to = first_names.entry((metadata.dev(), metadata.ino())).or_insert_with(|| path.clone()).clone();
+    let linked_to = first_names.entry((metadata.dev(), metadata.ino())).or_insert_with(|| path.to_path_buf()).clone();
     let object = Object {
         mode: metadata.mode(),
         owner: (metadata.uid(), metadata.gid()),
@@ -96,11 +95,11 @@ fn visit(
         linked_to,
         xattrs: xattrs(&full)?,
     };
-    all.insert(path.clone(), object);
+    all.insert(path.to_path_buf(), object);
     if kind.is_dir() {
         let mut names = fs::read_dir(&full)?.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>>>()?;
         names.sort_unstable();
-        names.into_iter().try_for_each(|name| visit(root, path.join(name), all, first_names))?;
+        names.into_iter().try_for_each(|name| visit(root, &path.join(name), all, first_names))?;
     }
     Ok(())
 }

@@ -72,6 +72,9 @@ fn story(place: &Path, binaries: &Path) -> Result<()> {
     drop(disk);
     after.mount(&root, "")?;
     differ("the disk after the cut", &on_disk, &Snapshot::take(&root, &TARGETS)?)?;
+    say(
+        "   (All overlays and tmpfs are detached; the image, copied at this moment, is mounted in place of the old one.)",
+    );
     shell.run(&format!("grep {} $R/etc/passwd || echo 'no such user on disk'", edits::USER))?;
     say(&format!("   The directories are as in step 1: {} files and directories, no difference.", on_disk.len()));
     shell.run("syncd status --root $R")?;
@@ -115,7 +118,11 @@ fn copy_machine(root: &Path) -> Result<Disk> {
 /// Fails when there is any difference.
 fn differ(what: &str, expected: &Snapshot, found: &Snapshot) -> Result<()> {
     let differences = expected.differences(found);
-    if differences.is_empty() { Ok(()) } else { bail!("{what} is wrong:\n{}", differences.join("\n")) }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let shown = differences.iter().take(20).map(String::as_str).collect::<Vec<_>>().join("\n");
+    bail!("{what} is wrong in {} places, such as\n{shown}", differences.len())
 }
 
 fn expect_the_unsaved_to_be_lost(root: &Path) -> Result<()> {
