@@ -1,4 +1,4 @@
-//! `/proc/PID/mountinfo`, proc_pid_mountinfo(5), read as bytes: a mount point need not be UTF-8, and one odd mount
+//! `/proc/PID/mountinfo`, `proc_pid_mountinfo(5)`, read as bytes: a mount point need not be UTF-8, and one odd mount
 //! of a container must not hide all the others.
 
 use std::ffi::OsString;

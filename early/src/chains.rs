@@ -21,7 +21,9 @@ pub(crate) fn pending(layout: &Layout, persist: &Path) -> BTreeSet<String> {
         dir.flatten().filter_map(|entry| entry.file_name().to_str().ok().map(str::to_owned)).collect()
     };
     let holds_work = |name: &String| {
-        let is_work = |file: &String| file.ends_with(".ckpt") || file == "merging";
+        let is_work = |file: &String| {
+            Path::new(file).extension().is_some_and(|extension| extension == "ckpt") || file == "merging"
+        };
         !name.starts_with('.') && names(&targets.join(name)).iter().any(is_work)
     };
     names(&targets).into_iter().filter(holds_work).collect()

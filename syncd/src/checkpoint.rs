@@ -387,20 +387,18 @@ impl Job<'_> {
             let state = match draft {
                 Draft::Deleted => State::Deleted,
                 Draft::AsLower => State::AsLower,
-                Draft::Present(found, group) => match leaders.get(group) {
-                    Some(leader) => State::Present(leader.clone()),
-                    None => {
-                        let mut node = self.capture_node(writer, found, &mut buffer)?;
-                        node.group = *group;
-                        if node.content().is_some_and(|content| content.fuzzy) {
-                            stats.fuzzy.push(path.clone());
-                        }
-                        if *group != 0 {
-                            leaders.insert(*group, node.clone());
-                        }
-                        State::Present(node)
+                Draft::Present(_, group) if leaders.contains_key(group) => State::Present(leaders[group].clone()),
+                Draft::Present(found, group) => {
+                    let mut node = self.capture_node(writer, found, &mut buffer)?;
+                    node.group = *group;
+                    if node.content().is_some_and(|content| content.fuzzy) {
+                        stats.fuzzy.push(path.clone());
                     }
-                },
+                    if *group != 0 {
+                        leaders.insert(*group, node.clone());
+                    }
+                    State::Present(node)
+                }
             };
             changes.push(Change { path: path.clone(), state, base });
         }

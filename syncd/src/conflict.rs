@@ -1,11 +1,14 @@
 //! Paths that somebody changed on disk since the chain began: who wins, and where the loser's version goes.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use ephemeral_overlay::error::At;
+use rustix::fs::{AtFlags, FileType, makedev, statat};
+use rustix::io::Errno;
 
 use crate::base;
 use crate::chain::{Chain, Net};
@@ -64,11 +67,10 @@ pub fn has_kind_and_content(lower: &Tree, path: &RelPath, node: &Node, seed: u64
     let parent = lower.open_parent(path)?;
     let name = if path.is_root() { ".".as_ref() } else { path.name() };
     let shown = lower.show(path);
-    let stat = match rustix::fs::statat(&parent, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
-        Err(rustix::io::Errno::NOENT) => return Ok(false),
+    let stat = match statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(false),
         other => other.at("fstatat", &shown)?,
     };
-    use rustix::fs::FileType;
     Ok(match (&node.kind, FileType::from_raw_mode(stat.st_mode)) {
         (Kind::Dir { .. }, FileType::Directory) | (Kind::Fifo, FileType::Fifo) | (Kind::Socket, FileType::Socket) => {
             true
@@ -78,7 +80,7 @@ pub fn has_kind_and_content(lower: &Tree, path: &RelPath, node: &Node, seed: u64
         }
         (Kind::Device { block: true, major, minor }, FileType::BlockDevice)
         | (Kind::Device { block: false, major, minor }, FileType::CharacterDevice) => {
-            stat.st_rdev == rustix::fs::makedev(*major, *minor)
+            stat.st_rdev == makedev(*major, *minor)
         }
         (Kind::File(content), FileType::RegularFile) => {
             u64::try_from(stat.st_size) == Ok(content.size) && {
@@ -122,7 +124,8 @@ pub fn save(
                 "kept what was on disk"
             }
         };
-        list.push_str(&format!("{} changed on disk and in RAM: {kept}\n", path.below(store.target()).display()));
+        // Writing to a string cannot fail.
+        let _done = writeln!(list, "{} changed on disk and in RAM: {kept}", path.below(store.target()).display());
     }
     durable::publish_directory(&temporary, &place)?;
     let name = format!("{last}.list");

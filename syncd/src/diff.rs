@@ -20,6 +20,7 @@ pub enum Draft<'a> {
 }
 
 /// The files whose contents have to be compared: recorded with the same length. All others changed for certain.
+#[must_use]
 pub fn to_hash<'a>(net: &Net, scan: &'a [Found]) -> Vec<&'a Found> {
     let same_size = |found: &&Found| match &found.object {
         Object::File(_) => recorded_content(net, &found.path).is_some_and(|content| content.size == found.stamp.size),

@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn the_digest_does_not_depend_on_how_the_bytes_come() {
-        let mut bytes: Vec<u8> = (0..3 * BLOCK + 1234).map(|index| (index % 251) as u8).collect();
+        let mut bytes: Vec<u8> = (0..3 * BLOCK + 1234).map(|index| u8::try_from(index % 251).unwrap()).collect();
         bytes[BLOCK - 100..2 * BLOCK + 5].fill(0);
         for piece in [1000, BLOCK - 1, BLOCK, BLOCK + 1] {
             let mut hasher = FileHasher::new(7);

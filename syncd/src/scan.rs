@@ -69,15 +69,16 @@ impl Stamp {
     pub fn of(stat: &Stat) -> Self {
         Self {
             ino: stat.st_ino,
-            nlink: stat.st_nlink.into(),
-            size: u64::try_from(stat.st_size).unwrap_or(0),
-            mtime: (stat.st_mtime, nanoseconds(stat.st_mtime_nsec)),
-            ctime: (stat.st_ctime, nanoseconds(stat.st_ctime_nsec)),
+            nlink: unsigned(stat.st_nlink),
+            size: unsigned(stat.st_size),
+            mtime: (stat.st_mtime, unsigned(stat.st_mtime_nsec)),
+            ctime: (stat.st_ctime, unsigned(stat.st_ctime_nsec)),
         }
     }
 }
 
-fn nanoseconds(value: impl TryInto<u64>) -> u64 {
+/// The fields of a status have other widths on other architectures.
+fn unsigned(value: impl TryInto<u64>) -> u64 {
     value.try_into().unwrap_or(0)
 }
 

@@ -326,7 +326,10 @@ impl TargetStore {
     pub fn all_conflicts(&self) -> Result<Vec<String>> {
         let directory = self.directory.join("conflicts");
         let mut all = Vec::new();
-        for name in names(&directory)?.iter().filter(|name| name.ends_with(".list")) {
+        for name in names(&directory)?
+            .iter()
+            .filter(|name| Path::new(name).extension().is_some_and(|extension| extension == "list"))
+        {
             let path = directory.join(name);
             all.extend(fs::read_to_string(&path).at("read", &path)?.lines().map(str::to_owned));
         }

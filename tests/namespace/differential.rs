@@ -61,7 +61,7 @@ fn history(disk: &Disk, seed: u64) {
         model.step();
     }
     world.cut();
-    if seed % 4 == 0 {
+    if seed.is_multiple_of(4) {
         unpacked_is(&world, &expected);
     }
     world.merge();

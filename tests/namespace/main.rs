@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     let ignored = available.is_err();
     // Every test waits for the same two or three programs; more at once only makes failures harder to read.
     args.test_threads.get_or_insert(2);
-    let modules: [(&str, &[(&str, fn())]); 8] = [
+    let modules = [
         ("checkpoint", checkpoint::TESTS),
         ("differential", differential::TESTS),
         ("early", early::TESTS),

@@ -116,9 +116,9 @@ impl Model {
         let result = match self.rng.u32(..16) {
             0..=3 => fs::create_dir(&path),
             4 => symlink("nowhere/at all", &path),
-            5 => self.node(&path, FileType::Fifo, 0),
-            6 => self.node(&path, FileType::Socket, 0),
-            7 => self.node(&path, FileType::CharacterDevice, makedev(1, 3)),
+            5 => node(&path, FileType::Fifo, 0),
+            6 => node(&path, FileType::Socket, 0),
+            7 => node(&path, FileType::CharacterDevice, makedev(1, 3)),
             8..=9 => match self.pick(&names.files) {
                 Some(file) => fs::hard_link(file, &path),
                 None => Ok(()),
@@ -130,10 +130,6 @@ impl Model {
             _ => self.file(&path),
         };
         tolerate(result, &path);
-    }
-
-    fn node(&self, path: &Path, kind: FileType, device: u64) -> std::io::Result<()> {
-        Ok(mknodat(CWD, path, kind, Mode::from_raw_mode(0o640), device)?)
     }
 
     fn file(&mut self, path: &Path) -> std::io::Result<()> {
@@ -160,14 +156,10 @@ impl Model {
         bytes
     }
 
-    fn open(&self, path: &Path) -> File {
-        OpenOptions::new().read(true).write(true).custom_flags(no_follow()).open(path).unwrap()
-    }
-
     fn rewrite(&mut self) {
         let names = self.names();
         let Some(path) = self.pick(&names.files) else { return };
-        let mut file = self.open(&path);
+        let mut file = open(&path);
         let size = file.metadata().unwrap().len();
         match self.rng.u32(..6) {
             0 => {
@@ -297,6 +289,14 @@ impl Model {
             tolerate(self.file(&path.join(name)), &path);
         }
     }
+}
+
+fn node(path: &Path, kind: FileType, device: u64) -> std::io::Result<()> {
+    Ok(mknodat(CWD, path, kind, Mode::from_raw_mode(0o640), device)?)
+}
+
+fn open(path: &Path) -> File {
+    OpenOptions::new().read(true).write(true).custom_flags(no_follow()).open(path).unwrap()
 }
 
 /// An access control list of version 2 with one named user.

@@ -127,7 +127,9 @@ fn a_merge_killed_anywhere_is_done_by_the_next() {
     world.cut();
     let parts = ["etc", "persist"];
     let saved = |part: &str| world.at(&format!("saved {part}"));
-    parts.iter().for_each(|part| copy(&world.at(part), &saved(part)));
+    for part in parts {
+        copy(&world.at(part), &saved(part));
+    }
     let command = world.offline_command(&["merge"]);
     let points = sweep(&command, &|| parts.iter().for_each(|part| copy(&saved(part), &world.at(part))), &|what| {
         world.merge();

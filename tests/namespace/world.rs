@@ -66,8 +66,8 @@ pub(crate) struct World {
     /// Its run directory.
     pub run: PathBuf,
     config: PathBuf,
-    /// Kept so that it is unmounted last.
-    _disk: Option<Disk>,
+    /// The disk, where it is this system's own; dropped, and so unmounted, last.
+    disk: Option<Disk>,
 }
 
 /// Only `/etc`, and no tmpfs: what most tests want.
@@ -83,7 +83,7 @@ impl World {
     /// A system of its own on `disk`.
     pub(crate) fn on(disk: Disk, config: &str) -> Self {
         let mut world = Self::within(&disk, "root", config);
-        world._disk = Some(disk);
+        world.disk = Some(disk);
         world
     }
 
@@ -95,12 +95,12 @@ impl World {
         }
         let path = disk.beside(&format!("{name}.toml"));
         fs::write(&path, config).unwrap();
-        Self { root, run: disk.beside(&format!("{name}.run")), config: path, _disk: None }
+        Self { root, run: disk.beside(&format!("{name}.run")), config: path, disk: None }
     }
 
     /// Another root on the disk of `world`, with the same configuration.
     pub(crate) fn beside(world: &Self, name: &str) -> Self {
-        let disk = world._disk.as_ref().expect("it has a disk of its own");
+        let disk = world.disk.as_ref().expect("it has a disk of its own");
         Self::within(disk, name, &fs::read_to_string(&world.config).unwrap())
     }
 

@@ -25,6 +25,7 @@ const SCRIPT: &str = include_str!("bench.sh");
 
 /// Runs it.
 pub(crate) fn run() -> Result<()> {
+    namespace::require_root()?;
     packages::ensure(&packages::IMAGE)?;
     say("building early, static and stripped");
     let host = build::host()?;

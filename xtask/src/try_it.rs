@@ -21,6 +21,7 @@ const TARGETS: [&str; 2] = ["etc", "var/log"];
 
 /// Runs it.
 pub(crate) fn run() -> Result<()> {
+    namespace::require_root()?;
     packages::ensure(&[&packages::IMAGE[..], &packages::TRY].concat())?;
     say("building early and syncd");
     let early = build::binary("early", &["--release"], &[])?;

@@ -37,7 +37,8 @@ struct Ram {
 
 #[derive(Debug, Serialize)]
 struct Target {
-    target: PathBuf,
+    #[serde(rename = "target")]
+    path: PathBuf,
     /// An overlay is mounted on it.
     mounted: bool,
     /// Paths that a power cut would cost now; `null` when they could not be counted.
@@ -133,7 +134,7 @@ fn target(system: &System, store: &Store, path: &Path, mounted: bool) -> Target 
     };
     problems.dedup();
     Target {
-        target: path.to_path_buf(),
+        path: path.to_path_buf(),
         mounted,
         unsaved: if mounted { unsaved } else { Some(0) },
         pending,
@@ -176,11 +177,11 @@ fn table(status: &Status) -> String {
             (false, false) => "on disk",
         };
         let last = target.last.as_ref().map_or("-".to_owned(), |last| last.message.clone());
-        table.add_row([target.target.display().to_string(), state.to_owned(), unsaved, pending, last]);
+        table.add_row([target.path.display().to_string(), state.to_owned(), unsaved, pending, last]);
     }
     lines.extend(table.lines().map(|line| line.trim_end().to_owned()));
     for target in &status.targets {
-        lines.extend(target.problem.iter().map(|problem| format!("{}: {problem}", target.target.display())));
+        lines.extend(target.problem.iter().map(|problem| format!("{}: {problem}", target.path.display())));
         lines.extend(target.conflicts.iter().map(|conflict| format!("conflict: {conflict}")));
     }
     lines.extend(status.skipped.iter().map(|skip| format!("skipped: {}: {}", skip.path.display(), skip.reason)));
