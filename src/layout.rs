@@ -72,6 +72,12 @@ impl Layout {
         &self.run_dir
     }
 
+    /// The configuration file that was named instead of [`CONFIG_FILE`].
+    #[must_use]
+    pub fn named_config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     /// `boot.json`, see [`crate::state::BootState`].
     #[must_use]
     pub fn boot_state(&self) -> PathBuf {

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use ephemeral_overlay::attributes::Handle;
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::layout::{RUN_DIR, RUN_LINK, open_host_dir};
@@ -19,13 +19,13 @@ use ephemeral_overlay::state::{self, BootState, Skipped, TargetState};
 use ephemeral_overlay::token::Token;
 use ephemeral_overlay::{CHECKPOINT_FORMAT, Layout};
 use rustix::fs::{
-    Dir, FileType, Gid, Mode, OFlags, RawMode, Stat, Timespec, Timestamps, Uid, fchmod, fchown, fstat, futimens,
-    mkdirat, openat,
+    CWD, Dir, FileType, Gid, Mode, OFlags, RawMode, Stat, Timespec, Timestamps, Uid, fchmod, fchown, fstat, futimens,
+    mkdirat, openat, renameat,
 };
 
 use crate::chains;
 use crate::plan::{Keep, Plan, Step};
-use crate::sys::{self, FileSystem};
+use crate::sys::{self, FileSystem, Tree};
 
 /// Carries out `plan`; returns what was not done.
 pub(crate) fn apply(layout: &Layout, plan: Plan) -> Result<Vec<Skipped>> {
@@ -44,6 +44,7 @@ pub(crate) fn apply(layout: &Layout, plan: Plan) -> Result<Vec<Skipped>> {
     BootState {
         version: state::VERSION,
         checkpoint_format: CHECKPOINT_FORMAT,
+        persist: plan.persist,
         targets: executor.targets,
         tmpfs: executor.tmpfs,
         skipped: skipped.clone(),
@@ -82,9 +83,12 @@ impl Executor<'_> {
             Step::Lower(target) => self.lower(&target).map_err(|error| (target, error)),
             // The reason was given when its lower, or the tmpfs, failed.
             Step::Overlay { target, .. } if !self.ram || !self.bound.contains(&target) => {
+                sys::detach(&self.layout.lower(&target));
                 Err((target, anyhow::anyhow!("what it needs could not be mounted (see above)")))
             }
-            Step::Overlay { target, unpack } => self.overlay(&target, unpack).map_err(|error| (target, error)),
+            Step::Overlay { target, unpack, passthrough } => {
+                self.overlay(&target, unpack, &passthrough).map_err(|error| (target, error))
+            }
             Step::Tmpfs { path, size, skeleton, keep } => {
                 self.tmpfs(&path, size, skeleton, &keep).map_err(|error| (path, error))
             }
@@ -108,29 +112,36 @@ impl Executor<'_> {
 
     fn store(&mut self, path: &Path) -> Result<()> {
         let host = self.layout.below_root(path);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&host).at("mkdir", &host)?;
+        match fs::DirBuilder::new().recursive(true).mode(0o700).create(&host) {
+            // The root will be writable by the time that `syncd` needs a store.
+            Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => return Ok(()),
+            other => other.at("mkdir", &host)?,
+        }
         let dir = self.layout.open_dir(path)?;
-        fchmod(dir.as_fd(), Mode::RWXU).at("fchmod", path)?;
+        let stat = fstat(&dir).at("fstat", path)?;
+        if stat.st_mode & 0o7777 != 0o700 {
+            fchmod(&dir, Mode::RWXU).at("fchmod", path)?;
+        }
         let at = self.layout.store_bind();
         create_dir(&at)?;
-        sys::bind_privately(dir.as_fd(), &at)
+        sys::bind_privately(dir, &at)
     }
 
     fn lower(&mut self, target: &Path) -> Result<()> {
         let dir = self.layout.open_dir(target)?;
         let at = self.layout.lower(target);
         create_dir(&at)?;
-        sys::bind_privately(dir.as_fd(), &at)?;
         let handle = Handle::of(dir.as_fd());
         if Token::read(&handle, target)?.is_none() {
             // On a root that is still read-only the first merge does it; no checkpoint depends on it.
             drop(Token::random()?.write(&handle, target));
         }
+        sys::bind_privately(dir, &at)?;
         self.bound.insert(target.to_path_buf());
         Ok(())
     }
 
-    fn overlay(&mut self, target: &Path, unpack: bool) -> Result<()> {
+    fn overlay(&mut self, target: &Path, unpack: bool, passthrough: &[PathBuf]) -> Result<()> {
         let (lower, upper, work) = (self.layout.lower(target), self.layout.upper(target), self.layout.work(target));
         let result = (|| {
             let upper_dir = create_dir(&upper)?;
@@ -143,7 +154,15 @@ impl Executor<'_> {
             let mut options = vec![("lowerdir", text(&lower)), ("upperdir", text(&upper)), ("workdir", text(&work))];
             options.extend(overlay::OPTIONS.map(|(key, value)| (key, value.to_owned())));
             let overlay = FileSystem { fs_type: "overlay", source: "ephemeral-overlay", options, restricted: false };
+            let on_disk = passthrough.iter().map(|path| self.tree_on_disk(target, path)).collect::<Result<Vec<_>>>()?;
             let root = overlay.mount_on(self.layout.open_dir(target)?.as_fd(), &|_| Ok(()))?;
+            let bind = |(path, tree): (&PathBuf, &Tree)| {
+                tree.attach(self.layout.open_dir(path)?.as_fd())
+                    .with_context(|| format!("passthrough {}", path.display()))
+            };
+            passthrough.iter().zip(&on_disk).try_for_each(bind).inspect_err(|_| {
+                sys::detach(&self.layout.below_root(target));
+            })?;
             Ok(fstat(root).at("fstat", target)?.st_dev)
         })();
         match result {
@@ -161,9 +180,18 @@ impl Executor<'_> {
         }
     }
 
+    /// A directory in a target's lower.
+    fn tree_on_disk(&self, target: &Path, path: &Path) -> Result<Tree> {
+        let lower = Layout::new(&self.layout.lower(target), None, None);
+        let inside = path.strip_prefix(target).unwrap_or(path);
+        let dir = lower.open_dir(inside).with_context(|| format!("passthrough {}", path.display()))?;
+        Tree::of(dir)
+    }
+
     fn tmpfs(&mut self, path: &Path, size: u64, skeleton: bool, keep: &[Keep]) -> Result<()> {
         let hidden = self.layout.open_dir(path)?;
-        let kept = keep.iter().map(|keep| self.keep(keep)).collect::<Result<Vec<_>>>()?;
+        let tree = |keep: &Keep| Tree::of(self.layout.open_dir(keep.moved_from.as_ref().unwrap_or(&keep.source))?);
+        let kept = keep.iter().map(tree).collect::<Result<Vec<_>>>()?;
         let tmpfs = FileSystem {
             fs_type: "tmpfs",
             source: "ephemeral-overlay",
@@ -182,7 +210,7 @@ impl Executor<'_> {
                     Ok(()) | Err(rustix::io::Errno::EXIST) => open_child(root.as_fd(), OsStr::new(&keep.name))?,
                     Err(error) => return Err(error).at("mkdirat", path.join(&keep.name)).map_err(Into::into),
                 };
-                sys::attach(tree.as_fd(), at.as_fd())
+                tree.attach(at.as_fd())
             })();
             if let Err(error) = bound {
                 sys::detach(&self.layout.below_root(path));
@@ -190,19 +218,20 @@ impl Executor<'_> {
             }
         }
         self.tmpfs.push(path.to_path_buf());
-        Ok(())
+        keep.iter().try_for_each(|keep| self.move_cache(hidden.as_fd(), keep))
     }
 
-    /// A detached copy of the mount of a directory that stays on disk, moved to its place first where that is due.
-    fn keep(&self, keep: &Keep) -> Result<OwnedFd> {
-        if let Some(from) = &keep.moved_from {
-            let (from, to) = (self.layout.below_root(from), self.layout.below_root(&keep.source));
-            if let Some(parent) = to.parent() {
-                fs::create_dir_all(parent).at("mkdir", parent)?;
-            }
-            fs::rename(&from, &to).at("rename", &from)?;
+    /// Moves a directory that is bound already to where it is kept from now on: the bind follows. It is the last
+    /// thing that is done, so that no failure leaves the cache where nobody looks for it.
+    fn move_cache(&self, hidden: BorrowedFd<'_>, keep: &Keep) -> Result<()> {
+        if keep.moved_from.is_none() {
+            return Ok(());
         }
-        sys::clone_tree(self.layout.open_dir(&keep.source)?.as_fd())
+        let to = self.layout.below_root(&keep.source);
+        if let Some(parent) = to.parent() {
+            fs::create_dir_all(parent).at("mkdir", parent)?;
+        }
+        Ok(renameat(hidden, &keep.name, CWD, &to).at("renameat", &to)?)
     }
 }
 

@@ -47,12 +47,12 @@ pub(crate) fn unpack(layout: &Layout, target: &Path) -> anyhow::Result<()> {
 
 fn run(layout: &Layout, arguments: &[&OsStr]) -> anyhow::Result<()> {
     let syncd = syncd();
-    let status = Command::new(&syncd)
-        .args(arguments)
-        .arg("--root")
-        .arg(layout.root())
-        .status()
-        .with_context(|| format!("execve {}", syncd.display()))?;
+    let mut command = Command::new(&syncd);
+    command.args(arguments).arg("--root").arg(layout.root());
+    if let Some(config) = layout.named_config() {
+        command.arg("--config").arg(config);
+    }
+    let status = command.status().with_context(|| format!("execve {}", syncd.display()))?;
     match status.code() {
         Some(0 | 3) => Ok(()),
         _ => bail!("{} ended with {status}", syncd.display()),

@@ -16,6 +16,7 @@ use anyhow::Context;
 use args::Args;
 use ephemeral_overlay::Layout;
 use ephemeral_overlay::cmdline::{KernelCmdline, Mode};
+use ephemeral_overlay::config::Config;
 use ephemeral_overlay::state::Skipped;
 
 /// Everything that was planned is done, or there was nothing to do.
@@ -49,14 +50,23 @@ fn run(args: &Args) -> anyhow::Result<Vec<Skipped>> {
     let layout = Layout::new(&args.root, args.run_dir.as_deref(), args.config.as_deref());
     let cmdline = KernelCmdline::parse(&args.cmdline()?);
     let mode = cmdline.mode();
+    if let Some(value) = cmdline.unknown_value() {
+        complain(&format!("ephemeral_overlay={value} on the kernel command line is not known, taken as off"), DONE);
+    }
     if mode == Mode::NoMerge {
         return Ok(Vec::new());
     }
-    // A configuration that does not parse still says where nothing else does: the default store is looked at.
+    if !args.dry_run && layout.boot_state().exists() {
+        // Soft reboot, or a second call: what is in RAM is in use, and `boot.json` tells `syncd` of it.
+        complain(&format!("{} exists: already active in this boot", layout.boot_state().display()), DONE);
+        return Ok(Vec::new());
+    }
+    // With a configuration that does not parse the default store is looked at: merge what is there, mount nothing.
     let loaded = layout.load_config();
-    let store = loaded.as_ref().map(|config| config.persist.root.clone()).unwrap_or_default();
     if !args.dry_run {
-        chains::merge_pending(&layout, &store);
+        let persist =
+            loaded.as_ref().map_or_else(|_| Config::default().persist.root, |config| config.persist.root.clone());
+        chains::merge_pending(&layout, &persist);
     }
     loaded?;
     if mode == Mode::Off {

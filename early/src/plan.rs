@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use ephemeral_overlay::config::Config;
+use ephemeral_overlay::config::{Activate, Config};
 use ephemeral_overlay::fstab;
 use ephemeral_overlay::layout::STORE_DIR;
 use ephemeral_overlay::state::Skipped;
@@ -16,6 +16,8 @@ const VAR_CACHE: &str = "/var/cache";
 /// What will be done, in order, and what will not.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
+    /// Below this the store is.
+    pub persist: PathBuf,
     /// What will be done.
     pub steps: Vec<Step>,
     /// What was asked for and will not be done.
@@ -42,6 +44,8 @@ pub(crate) enum Step {
         target: PathBuf,
         /// Its chain could not be merged: unpack it into upper first.
         unpack: bool,
+        /// Paths in it that stay on disk.
+        passthrough: Vec<PathBuf>,
     },
     /// Mount a tmpfs.
     Tmpfs {
@@ -75,7 +79,9 @@ pub(crate) fn plan(config: &Config, facts: &Facts) -> Plan {
 
     let mut targets = Vec::new();
     for dir in &config.overlay.dirs {
-        match obstacle(facts, dir).or_else(|| deferred(facts, dir, &config.persist.root)) {
+        let at_login = (config.overlay.activate == Activate::Login).then(|| "it is activated at login".to_owned());
+        let obstacle = at_login.or_else(|| obstacle(facts, dir));
+        match obstacle.or_else(|| deferred(facts, dir, &config.persist.root)) {
             Some(reason) => skip(dir, reason),
             None => targets.push(dir.clone()),
         }
@@ -87,7 +93,11 @@ pub(crate) fn plan(config: &Config, facts: &Facts) -> Plan {
         steps.extend(targets.iter().cloned().map(Step::Lower));
         steps.extend(targets.into_iter().map(|target| {
             let unpack = facts.pending.contains(&target);
-            Step::Overlay { target, unpack }
+            if unpack {
+                skip(&target, "its checkpoints could not be merged; they are kept in RAM until they can be".to_owned());
+            }
+            let passthrough = config.overlay.passthrough.iter().filter(|path| path.starts_with(&target));
+            Step::Overlay { unpack, passthrough: passthrough.cloned().collect(), target }
         }));
     }
     for (path, size) in &config.tmpfs.mounts {
@@ -102,7 +112,7 @@ pub(crate) fn plan(config: &Config, facts: &Facts) -> Plan {
             }),
         }
     }
-    Plan { steps, skipped }
+    Plan { persist: config.persist.root.clone(), steps, skipped }
 }
 
 /// Why nothing can be mounted on `path`.
@@ -162,9 +172,10 @@ impl fmt::Display for Plan {
                 Step::Ram { size, inodes } => writeln!(f, "tmpfs for the overlays: {size} bytes, {inodes} inodes")?,
                 Step::Store(path) => writeln!(f, "store: {}", path.display())?,
                 Step::Lower(target) => writeln!(f, "private bind of {}", target.display())?,
-                Step::Overlay { target, unpack } => {
+                Step::Overlay { target, unpack, passthrough } => {
                     let note = if *unpack { " (pending checkpoints unpacked into RAM)" } else { "" };
                     writeln!(f, "overlay on {}{note}", target.display())?;
+                    passthrough.iter().try_for_each(|path| writeln!(f, "  {} stays on disk", path.display()))?;
                 }
                 Step::Tmpfs { path, size, skeleton, keep } => {
                     let note = if *skeleton { ", with the directories it hides" } else { "" };
@@ -239,7 +250,7 @@ tmpfs on /var/tmp: 1073741824 bytes
         let plan = plan(&config(""), &facts);
         let skipped: Vec<_> = plan.skipped.iter().map(|skipped| skipped.path.as_path()).collect();
         assert_eq!(skipped, [Path::new("/var/log"), Path::new("/tmp")]);
-        assert!(plan.steps.contains(&Step::Overlay { target: "/etc".into(), unpack: false }));
+        assert!(plan.steps.contains(&Step::Overlay { target: "/etc".into(), unpack: false, passthrough: Vec::new() }));
     }
 
     #[test]

@@ -14,8 +14,8 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_change, move_mount, open_tree,
-    unmount,
+    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_bind, mount_change,
+    mount_remount, move_mount, open_tree, unmount,
 };
 
 /// How the root of a new mount is opened.
@@ -124,33 +124,54 @@ fn kernel_message(context: BorrowedFd<'_>) -> String {
     text
 }
 
-/// A detached copy of the mount at `path`, without anything mounted below it.
-pub(crate) fn clone_tree(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    open_tree(dir, "", flags).context("open_tree")
+/// A directory of a mounted file system, to be bound somewhere, without anything mounted below it.
+#[derive(Debug)]
+pub(crate) enum Tree {
+    /// A copy of its mount, attached to nothing yet.
+    Detached(OwnedFd),
+    /// The directory itself, where the kernel has no open_tree(2).
+    Directory(OwnedFd),
 }
 
-/// Attaches a detached copy to the directory `at`.
-pub(crate) fn attach(tree: BorrowedFd<'_>, at: BorrowedFd<'_>) -> Result<()> {
+impl Tree {
+    /// Takes the directory behind a descriptor.
+    pub(crate) fn of(dir: OwnedFd) -> Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        match open_tree(&dir, "", flags) {
+            Ok(tree) => Ok(Self::Detached(tree)),
+            Err(Errno::NOSYS) => Ok(Self::Directory(dir)),
+            Err(error) => Err(error).context("open_tree"),
+        }
+    }
+
+    /// Binds it to the directory behind `at`.
+    pub(crate) fn attach(&self, at: BorrowedFd<'_>) -> Result<()> {
+        match self {
+            Self::Detached(tree) => attach(tree.as_fd(), at),
+            Self::Directory(dir) => {
+                mount_bind(Handle::of(dir.as_fd()).path(), Handle::of(at).path()).context("mount --bind")
+            }
+        }
+    }
+}
+
+fn attach(tree: BorrowedFd<'_>, at: BorrowedFd<'_>) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(tree, "", at, "", flags).context("move_mount")
 }
 
 /// Binds the directory behind `dir` to `at`, out of reach of every later mount on the original: in a systemd
 /// initramfs all mounts are shared, and an overlay would be propagated into the bind (measured on 257 and 262).
-pub(crate) fn bind_privately(dir: BorrowedFd<'_>, at: &Path) -> Result<()> {
-    let bound = match clone_tree(dir) {
-        Ok(tree) => {
-            let at = openat(CWD, at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-            attach(tree.as_fd(), at.as_fd())
-        }
-        Err(error) if error.downcast_ref() == Some(&Errno::NOSYS) => {
-            rustix::mount::mount_bind(Handle::of(dir).path(), at).context("mount --bind")
-        }
-        Err(error) => Err(error),
+pub(crate) fn bind_privately(dir: OwnedFd, at: &Path) -> Result<()> {
+    let directory = openat(CWD, at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    Tree::of(dir)?.attach(directory.as_fd()).with_context(|| format!("binding {}", at.display()))?;
+    let settle = || {
+        make_private(at)?;
+        // A copy of a read-only mount would stay read-only when the root is remounted. Only the mount's own flag is
+        // cleared: a read-only superblock is one still.
+        mount_remount(at, MountFlags::BIND, c"").with_context(|| format!("mount -o remount,bind {}", at.display()))
     };
-    bound.with_context(|| format!("binding {}", at.display()))?;
-    make_private(at).inspect_err(|_| detach(at))
+    settle().inspect_err(|_| detach(at))
 }
 
 /// Takes the mount at `at` out of its peer group.

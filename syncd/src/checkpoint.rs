@@ -23,7 +23,7 @@ use crate::content::{self, NoSink, Read, Sink};
 use crate::diff::{self, Draft};
 use crate::digest::Digest;
 use crate::durable;
-use crate::entry::{Base, Change, Content, Kind, Node, State, Stretch};
+use crate::entry::{Base, Change, Content, Kind, Meta, Node, State, Stretch};
 use crate::error::{Error, Result};
 use crate::format::write::{Writer, Written};
 use crate::format::{Header, Relation};
@@ -224,7 +224,7 @@ impl Job<'_> {
     fn record(&self, store: &TargetStore, scan: &[Found], stats: &mut CheckpointStats) -> Result<()> {
         let digests = self.hash(scan)?;
         let mut drafts = diff::diff(&self.past.net, scan, &digests, &self.held);
-        if drafts.is_empty() || self.only_our_log(&drafts) || self.only_untouched_root(&drafts)? {
+        if self.is_nothing(&drafts)? {
             return Ok(());
         }
         let kind = |draft: &Draft| match draft {
@@ -277,25 +277,37 @@ impl Job<'_> {
         if is_file && stat.st_ino == found.stamp.ino { Ok(file) } else { Err(moved()) }
     }
 
-    /// A change of nothing but our own log, and of the times of the directory that holds it.
-    fn only_our_log(&self, drafts: &[(RelPath, Draft)]) -> bool {
-        self.options.own_log.as_ref().is_some_and(|log| {
-            let parent = log.parent();
-            drafts.iter().all(|(path, draft)| match draft {
-                Draft::Present(..) => path == log || Some(path) == parent.as_ref(),
-                _ => false,
-            })
-        })
+    /// Changes that are no reason to write: our own log, and directories that were copied up on the way to it, or
+    /// from the start (the root), and differ in nothing but their times.
+    fn is_nothing(&self, drafts: &[(RelPath, Draft)]) -> Result<bool> {
+        for (path, draft) in drafts {
+            let Draft::Present(found, _) = draft else { return Ok(false) };
+            if Some(path) == self.options.own_log.as_ref() {
+                continue;
+            }
+            let leads_to_log = self.options.own_log.as_ref().is_some_and(|log| log.is_below(path));
+            let Object::Other(Kind::Dir { .. }, now) = &found.object else { return Ok(false) };
+            let Some(mut before) = self.meta_before(path)? else { return Ok(false) };
+            if leads_to_log {
+                (before.mtime, before.mtime_nsec) = (now.mtime, now.mtime_nsec);
+            }
+            if *now != before {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
-    /// The root directory stands in every upper from the start, as a copy of lower's.
-    fn only_untouched_root(&self, drafts: &[(RelPath, Draft)]) -> Result<bool> {
-        let [(path, Draft::Present(found, _))] = drafts else { return Ok(false) };
-        let Object::Other(_, upper) = &found.object else { return Ok(false) };
-        let shown = self.lower.path();
-        let raw = Handle::of(self.lower.root()).read_all().at("listxattr", shown)?;
-        let (lower, _) = scan::meta(&fstat(self.lower.root()).at("fstat", shown)?, raw, View::Plain, shown)?;
-        Ok(path.is_root() && *upper == lower && self.past.net.entries.is_empty())
+    /// The metadata that a directory had at the last checkpoint, or has in lower.
+    fn meta_before(&self, path: &RelPath) -> Result<Option<Meta>> {
+        if let Some(recorded) = self.past.net.entries.get(path) {
+            return Ok(recorded.state.node().map(|node| node.meta.clone()));
+        }
+        let shown = self.lower.show(path);
+        let Ok(dir) = self.lower.open_dir(path) else { return Ok(None) };
+        let raw = Handle::of(dir.as_fd()).read_all().at("listxattr", &shown)?;
+        let (meta, _) = scan::meta(&fstat(&dir).at("fstat", &shown)?, raw, View::Plain, &shown)?;
+        Ok(Some(meta))
     }
 
     fn relation(&self, scan: &[Found]) -> Relation {
@@ -329,6 +341,10 @@ impl Job<'_> {
             seed: self.past.seed,
             user_xattrs: self.has_user_xattrs()?,
         };
+        if self.past.chain.is_none() {
+            // `early` puts the token on lower and never syncs: a chain must not name one that a cut takes away.
+            rustix::fs::fsync(self.lower.root()).at("fsync", self.lower.path())?;
+        }
         let bases = self.bases(drafts, full)?;
         let name = TargetStore::file_name(sequence);
         let path = store.directory().join(&name);

@@ -119,14 +119,17 @@ impl From<Outcome> for ExitCode {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let Common { root, run_dir, config, json, .. } = &args.common;
     let system = System::open(root, run_dir.as_deref(), config.as_deref())?;
-    match &args.command {
+    let outcome = match &args.command {
         Command::Checkpoint { targets, dry_run } => checkpoint::run(&system, targets, *dry_run, *json),
         Command::Merge { targets, accept_prefix, set_aside } => {
             merge::run(&system, targets, *accept_prefix, *set_aside, *json)
         }
         Command::Status => status::run(&system, *json),
         Command::Unpack { target, upper } => merge::unpack(&system, target, upper),
-    }
+    }?;
+    let Some(error) = system.config_error else { return Ok(outcome) };
+    tracing::warn!("{error}; the defaults were used");
+    Ok(outcome.max(Outcome::Partial))
 }
 
 /// Messages go to standard error, without time stamps: whoever keeps them adds those.

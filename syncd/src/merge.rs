@@ -107,6 +107,10 @@ pub fn merge(store: &TargetStore, lower: &Tree, options: MergeOptions) -> Result
             }
         }
     }
+    if options.accept_prefix {
+        // Before the mark: from then on the chain has to be one that any redo can read.
+        stats.set_aside = store.set_aside_after(last)?;
+    }
     let only_metadata = conflict::leave_alone(&mut net, &next.left_alone, lower)?;
     if !redo {
         reserve(&net, lower, store)?;
@@ -127,10 +131,6 @@ pub fn merge(store: &TargetStore, lower: &Tree, options: MergeOptions) -> Result
 
     stats.checkpoints = chain.checkpoints().len();
     stats.paths = net.entries.len();
-    if options.accept_prefix && store.sequences()?.last() > Some(&last) {
-        store.remove_before(last + 1)?;
-        stats.set_aside = Some(store.set_aside()?);
-    }
     store.end_merge(last)?;
     Ok(Some(stats))
 }

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::chain::Chain;
 use crate::durable;
 use crate::error::{Error, Result};
+use crate::format::Relation;
 use crate::format::read::Checkpoint;
 use crate::path::RelPath;
 
@@ -187,7 +188,17 @@ impl TargetStore {
     /// # Errors
     /// When a file of it cannot be read or does not belong there.
     pub fn chain(&self) -> Result<Option<Chain>> {
-        let checkpoints = self.sequences()?.into_iter().map(|seq| self.checkpoint(seq)).collect::<Result<_>>()?;
+        let mut checkpoints = Vec::new();
+        // What a full checkpoint superseded may still be there after a cut, and no longer counts.
+        for seq in self.sequences()?.into_iter().rev() {
+            let checkpoint = self.checkpoint(seq)?;
+            let is_full = matches!(checkpoint.header.relation, Relation::Full { .. });
+            checkpoints.push(checkpoint);
+            if is_full {
+                break;
+            }
+        }
+        checkpoints.reverse();
         Chain::new(checkpoints, &self.target)
     }
 
@@ -279,21 +290,33 @@ impl TargetStore {
         if used < last { durable::write_record(&self.directory, SEQUENCE, &last) } else { Ok(()) }
     }
 
-    /// Moves the chain away, for somebody to look at; returns where to. The numbers go on.
+    /// Moves the chain and the marks away, for somebody to look at; returns where to. The numbers go on.
     ///
     /// # Errors
     /// When a file cannot be moved.
     pub fn set_aside(&self) -> Result<PathBuf> {
-        let all = self.sequences()?;
-        let (first, last) = (all.first().copied().unwrap_or(0), all.last().copied().unwrap_or(0));
-        self.keep_number(self.next_sequence()? - 1)?;
-        let aside = self.directory.join("aside").join(format!("{first}-{last}"));
-        durable::create_directory(&aside)?;
-        let files = all.into_iter().map(Self::file_name).chain([MERGING.to_owned(), DISK_BOOT.to_owned()]);
-        for name in files.filter(|name| self.directory.join(name).exists()) {
-            durable::rename(&self.directory.join(&name), &aside.join(&name))?;
+        let aside = self.set_aside_after(0)?.unwrap_or_else(|| self.directory.join("aside"));
+        for mark in [MERGING, DISK_BOOT].into_iter().filter(|mark| self.directory.join(mark).exists()) {
+            durable::create_directory(&aside)?;
+            durable::rename(&self.directory.join(mark), &aside.join(mark))?;
         }
         Ok(aside)
+    }
+
+    /// Moves the checkpoints after `last` away; returns where to, if there are any.
+    ///
+    /// # Errors
+    /// When a file cannot be moved.
+    pub fn set_aside_after(&self, last: u64) -> Result<Option<PathBuf>> {
+        let after: Vec<_> = self.sequences()?.into_iter().filter(|&seq| seq > last).collect();
+        let (Some(first), Some(newest)) = (after.first(), after.last()) else { return Ok(None) };
+        self.keep_number(*newest)?;
+        let aside = self.directory.join("aside").join(format!("{first}-{newest}"));
+        durable::create_directory(&aside)?;
+        for name in after.iter().map(|&seq| Self::file_name(seq)) {
+            durable::rename(&self.directory.join(&name), &aside.join(&name))?;
+        }
+        Ok(Some(aside))
     }
 
     /// Notes that the system ran from disk although a chain was pending: what the disk has now is newer.

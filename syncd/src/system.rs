@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::Layout;
 use ephemeral_overlay::config::Config;
-use ephemeral_overlay::layout::STORE_DIR;
+use ephemeral_overlay::layout::{LoadError, STORE_DIR};
 use ephemeral_overlay::state::BootState;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -18,8 +18,10 @@ use crate::tree::Tree;
 pub struct System {
     /// Where everything is.
     pub layout: Layout,
-    /// What its user wants.
+    /// What its user wants; the defaults if that could not be read.
     pub config: Config,
+    /// Why it could not be read. What is in RAM or pending is saved all the same.
+    pub config_error: Option<LoadError>,
     /// What `early` did in this boot; `None` when the hook was not active, and for a system that is not running:
     /// the boot state of this machine says nothing about a foreign disk.
     pub boot: Option<BootState>,
@@ -31,12 +33,16 @@ impl System {
     /// Looks at the system at `root`. It is the running one if that is `/`, or if a run directory is named.
     ///
     /// # Errors
-    /// When its configuration or its boot state cannot be read.
+    /// When the boot state cannot be read.
     pub fn open(root: &Path, run_dir: Option<&Path>, config: Option<&Path>) -> Result<Self> {
         let layout = Layout::new(root, run_dir, config);
         let live = run_dir.is_some() || std::fs::canonicalize(root).is_ok_and(|path| path == Path::new("/"));
         let boot = if live { BootState::read(&layout.boot_state())? } else { None };
-        Ok(Self { config: layout.load_config()?, layout, boot, live })
+        let (config, config_error) = match layout.load_config() {
+            Ok(config) => (config, None),
+            Err(error) => (Config::default(), Some(error)),
+        };
+        Ok(Self { layout, config, config_error, boot, live })
     }
 
     /// Where the store is. Resolved inside the root: an absolute symlink does not lead out of it.
@@ -44,7 +50,9 @@ impl System {
     /// # Errors
     /// When `persist.root` cannot be resolved.
     pub fn store_path(&self) -> Result<PathBuf> {
-        let store = self.config.persist.root.join(STORE_DIR);
+        // In a running system it stays where `early` found it, whatever became of the configuration.
+        let persist = self.boot.as_ref().map_or(&self.config.persist.root, |boot| &boot.persist);
+        let store = persist.join(STORE_DIR);
         // The store itself may not exist yet; what is above it decides where it is.
         for above in store.ancestors() {
             match self.layout.open(above, OFlags::PATH | OFlags::DIRECTORY) {

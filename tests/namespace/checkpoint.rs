@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +34,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_second_one_waits_for_the_first", a_second_one_waits_for_the_first),
     ("many_at_once_leave_one_chain", many_at_once_leave_one_chain),
     ("a_damaged_chain_is_superseded", a_damaged_chain_is_superseded),
+    ("a_broken_configuration_does_not_keep_it_from_saving", a_broken_configuration_does_not_keep_it_from_saving),
     ("the_65th_supersedes_the_chain", the_65th_supersedes_the_chain),
     ("flags_of_chattr_are_kept", flags_of_chattr_are_kept),
     ("the_store_is_for_root_alone", the_store_is_for_root_alone),
@@ -112,6 +113,12 @@ fn our_own_log_is_no_reason_to_write() {
     fs::write(world.at("etc/other"), "x").unwrap();
     world.checkpoint();
     assert_eq!(after_a_cut(&world, "our.log").unwrap(), b"one\n", "with another change it is kept");
+    // Whoever changes the directory itself means it.
+    let world = World::new(&format!("{ETC}log.file = '/etc/our.log'"));
+    world.boot();
+    fs::set_permissions(world.at("etc"), fs::Permissions::from_mode(0o711)).unwrap();
+    world.checkpoint();
+    assert_eq!(world.checkpoints().len(), 1);
 }
 
 fn a_dry_run_writes_nothing() {
@@ -347,6 +354,17 @@ fn a_damaged_chain_is_superseded() {
     world.cut();
     world.merge();
     snapshot::assert_same(&expected, &snapshot::take(&world.at("etc")), "the disk");
+}
+
+fn a_broken_configuration_does_not_keep_it_from_saving() {
+    let world = World::new(&format!("{ETC}persist.root = '/elsewhere'"));
+    world.boot();
+    fs::write(world.at("etc/file"), "x").unwrap();
+    world.configure("nonsense = [");
+    let output = world.syncd(&["checkpoint"]);
+    expect(&output, 3);
+    assert!(text(&output).contains("not valid TOML"), "{}", text(&output));
+    assert!(world.at("elsewhere/ephemeral-overlay/targets/etc/0000000001.ckpt").exists(), "{}", text(&output));
 }
 
 fn the_65th_supersedes_the_chain() {

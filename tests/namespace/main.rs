@@ -21,8 +21,12 @@ mod tools;
 mod world;
 
 use std::process::ExitCode;
+use std::sync::{PoisonError, RwLock};
 
 use libtest_mimic::{Arguments, Trial};
+
+/// The mount table of this process.
+static TABLE: RwLock<()> = RwLock::new(());
 
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
@@ -52,6 +56,10 @@ fn main() -> ExitCode {
     for (module, tests) in modules {
         for &(name, test) in tests {
             let run = move || {
+                // A copy of the mount table holds on to the overlays of every test that runs at the time.
+                let alone = name == refused::ALONE;
+                let _shared = (!alone).then(|| TABLE.read().unwrap_or_else(PoisonError::into_inner));
+                let _alone = alone.then(|| TABLE.write().unwrap_or_else(PoisonError::into_inner));
                 test();
                 Ok(())
             };

@@ -36,6 +36,9 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_mount_below_a_target_is_never_entered", a_mount_below_a_target_is_never_entered),
     ("deep_trees_are_carried", deep_trees_are_carried),
     ("one_target_alone_can_be_merged", one_target_alone_can_be_merged),
+    ("two_targets_are_released_at_once", two_targets_are_released_at_once),
+    ("a_superseded_checkpoint_may_be_damaged", a_superseded_checkpoint_may_be_damaged),
+    ("a_prefix_that_was_accepted_is_kept_to_after_a_cut", a_prefix_that_was_accepted_is_kept_to_after_a_cut),
 ];
 
 fn etc(world: &World) -> Snapshot {
@@ -437,4 +440,58 @@ fn one_target_alone_can_be_merged() {
     assert!(fs::metadata(world.at("var/log/file")).unwrap().modified().unwrap() > UNIX_EPOCH);
     world.merge();
     assert!(world.at("etc/file").exists());
+}
+
+fn two_targets_are_released_at_once() {
+    let config = ETC.replace("['/etc']", "['/etc', '/var/log']");
+    let world = World::new(&config);
+    world.boot();
+    for name in ["etc/file", "var/log/file"] {
+        fs::write(world.at(name), "x").unwrap();
+    }
+    for name in ["etc", "var/log"] {
+        crate::tools::run("umount", &[world.at(name).to_str().unwrap()]);
+    }
+    expect(&world.syncd(&["merge"]), 0);
+    let status = world.syncd(&["status"]);
+    expect(&status, 0);
+    assert!(!text(&status).contains("in RAM"), "{}", text(&status));
+    assert!(world.at("etc/file").exists() && world.at("var/log/file").exists());
+}
+
+fn a_superseded_checkpoint_may_be_damaged() {
+    let world = World::new(ETC);
+    world.boot();
+    fs::write(world.at("etc/file"), "1").unwrap();
+    world.checkpoint();
+    let first = world.checkpoints()[0].clone();
+    // Its successor finds it damaged, and is full.
+    fs::write(&first, "damaged").unwrap();
+    fs::write(world.at("etc/file"), "2").unwrap();
+    world.checkpoint();
+    // A cut came before the superseded one was removed.
+    fs::write(&first, "damaged").unwrap();
+    let expected = etc(&world);
+    world.cut();
+    world.merge();
+    snapshot::assert_same(&expected, &etc(&world), "the disk");
+    assert!(!first.exists());
+}
+
+fn a_prefix_that_was_accepted_is_kept_to_after_a_cut() {
+    let (world, views) = three_checkpoints();
+    flip(&world.checkpoints()[2], 40);
+    // Killed at the second name that appears in lower, after three that appear in the store.
+    let command = world.offline_command(&["merge", "--accept-prefix"]);
+    let output = std::process::Command::new("strace")
+        .args(["-f", "-o", "/dev/null", "-e", "trace=renameat", "-e", "inject=renameat:signal=KILL:when=5"])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .output()
+        .unwrap();
+    assert!(!output.status.success(), "{}", text(&output));
+    assert!(world.store().join("merging").exists(), "it was cut too early for this test");
+    world.merge();
+    snapshot::assert_same(&views[1], &etc(&world), "not the second checkpoint");
+    assert!(world.store().join("aside/3-3/0000000003.ckpt").exists());
 }

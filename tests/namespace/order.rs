@@ -44,6 +44,8 @@ fn a_checkpoint_is_synced() {
     let after = &calls[renamed..];
     let name = renamed + position(after, &["fsync(", "/targets/etc>"]);
     assert!(contents < renamed && renamed < name, "{}", calls.join("\n"));
+    // The token that it names is on the disk before it is.
+    assert!(position(&calls, &["fsync(", "/lower/etc>"]) < renamed, "{}", calls.join("\n"));
     // The directories that were made for it are durable, too.
     for directory in ["/persist>", "/ephemeral-overlay>", "/targets>"] {
         assert!(position(&calls, &["fsync(", directory]) < renamed, "{directory}\n{}", calls.join("\n"));

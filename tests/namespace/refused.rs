@@ -13,9 +13,12 @@ use crate::world::{ETC, World, expect};
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_mounted_overlay", || refused(|_| {})),
     ("a_mounted_overlay_whose_boot_state_is_gone", a_mounted_overlay_whose_boot_state_is_gone),
-    ("an_overlay_that_only_another_namespace_has", an_overlay_that_only_another_namespace_has),
+    (ALONE, an_overlay_that_only_another_namespace_has),
     ("a_lazily_unmounted_overlay_with_an_open_file", a_lazily_unmounted_overlay_with_an_open_file),
 ];
+
+/// The test that must run alone, because it copies the mount table.
+pub(crate) const ALONE: &str = "an_overlay_that_only_another_namespace_has";
 
 /// A running system with a pending checkpoint.
 fn pending() -> World {

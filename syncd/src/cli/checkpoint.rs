@@ -14,9 +14,11 @@ pub(crate) fn run(system: &System, targets: &[PathBuf], dry_run: bool, json: boo
     let mounted = system.mounted_targets(targets)?;
     if mounted.is_empty() {
         tracing::info!("nothing is in RAM: {}", why_nothing(system));
-        if system.live && system.boot.is_none() && !dry_run {
-            note_disk_boot(system)?;
-        }
+    }
+    if system.live && !dry_run {
+        note_disk_boots(system)?;
+    }
+    if mounted.is_empty() {
         return finish(Vec::new(), json);
     }
     let store_path = system.store_path()?;
@@ -50,15 +52,16 @@ pub(crate) fn one(system: &System, store: &Store, target: &Path, dry_run: bool) 
     take(&store.target(target), &upper, &lower, &options)
 }
 
-/// Notes in the store that the disk was used while checkpoints were pending: the disk's versions are newer.
-fn note_disk_boot(system: &System) -> anyhow::Result<()> {
+/// Notes in the store which targets are used from disk although checkpoints are pending: the disk's versions are newer.
+fn note_disk_boots(system: &System) -> anyhow::Result<()> {
     let path = system.store_path()?;
     if !path.join("targets").is_dir() {
         return Ok(());
     }
     let store = Store::open(&path)?;
     for target in store.targets()? {
-        if !target.sequences()?.is_empty() {
+        let in_ram = system.boot.as_ref().is_some_and(|boot| boot.target(target.target()).is_some());
+        if !in_ram && !target.sequences()?.is_empty() {
             target.note_disk_boot()?;
             tracing::warn!("{}: checkpoints are pending; `syncd merge` merges them", target.target().display());
         }

@@ -83,7 +83,8 @@ fn one(system: &System, store: &Store, target: &Path, accept_prefix: bool) -> sy
 
 /// Frees the RAM of a target whose upper was merged.
 fn discard(system: &System, target: &Path) -> syncd::Result<()> {
-    let Some(mut boot) = system.boot.clone() else { return Ok(()) };
+    // Read again: another target may have been released since.
+    let Some(mut boot) = BootState::read(&system.layout.boot_state())? else { return Ok(()) };
     for state in boot.targets.iter_mut().filter(|state| state.path == target) {
         state.released = true;
     }
