@@ -74,12 +74,16 @@ fn run(args: &Args) -> anyhow::Result<Vec<Skipped>> {
     }
     // The merge may have brought a newer configuration to the disk.
     let config = layout.load_config()?;
-    let facts = facts::observe(&layout, &config).context("looking at the root")?;
-    let plan = plan::plan(&config, &facts);
+    let mut facts = facts::observe(&layout, &config).context("looking at the root")?;
     if args.dry_run {
+        for target in facts.pending.drain(..) {
+            say(&format!("merge the checkpoints of {}", target.display()), DONE);
+        }
+        let plan = plan::plan(&config, &facts);
         say(&plan.to_string(), DONE);
         return Ok(plan.skipped);
     }
+    let plan = plan::plan(&config, &facts);
     apply::apply(&layout, plan)
 }
 

@@ -129,7 +129,7 @@ fn kernel_message(context: BorrowedFd<'_>) -> String {
 pub(crate) enum Tree {
     /// A copy of its mount, attached to nothing yet.
     Detached(OwnedFd),
-    /// The directory itself, where the kernel has no open_tree(2).
+    /// The directory itself, where the kernel has no `open_tree`.
     Directory(OwnedFd),
 }
 

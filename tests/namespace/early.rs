@@ -27,6 +27,8 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("the_token_is_made_once_and_kept", the_token_is_made_once_and_kept),
     ("what_we_make_is_for_root_alone", what_we_make_is_for_root_alone),
     ("a_target_may_have_any_name", a_target_may_have_any_name),
+    ("a_passthrough_stays_on_disk", a_passthrough_stays_on_disk),
+    ("a_target_for_logins_is_not_mounted_at_boot", a_target_for_logins_is_not_mounted_at_boot),
     ("nothing_configured_mounts_nothing", nothing_configured_mounts_nothing),
     ("a_dry_run_prints_the_plan_and_changes_nothing", a_dry_run_prints_the_plan_and_changes_nothing),
     ("a_second_run_changes_nothing", a_second_run_changes_nothing),
@@ -432,6 +434,30 @@ fn a_target_may_have_any_name() {
     world.cut();
     world.boot();
     assert_eq!(fs::read_to_string(world.at(name).join("file")).unwrap(), "y");
+}
+
+fn a_passthrough_stays_on_disk() {
+    let world = World::new(&format!("{TWO}overlay.passthrough = ['/var/log/journal']"));
+    let journal = world.at("var/log/journal");
+    fs::create_dir(&journal).unwrap();
+    set_mode(&journal, 0o2755);
+    world.boot();
+    assert_eq!(mount_at(&world, "var/log/journal").unwrap().root, Path::new("/root/var/log/journal"));
+    fs::write(journal.join("file"), "on disk").unwrap();
+    fs::write(world.at("var/log/other"), "in RAM").unwrap();
+    assert_eq!(mode(&journal), 0o2755);
+    world.cut();
+    assert_eq!(fs::read_to_string(journal.join("file")).unwrap(), "on disk");
+    assert!(!world.at("var/log/other").exists());
+}
+
+fn a_target_for_logins_is_not_mounted_at_boot() {
+    let (world, expected) = with_a_pending_chain(ETC);
+    world.configure(&format!("{ETC}overlay.activate = 'login'"));
+    let output = early(&world);
+    assert!(matches!(tools::code(&output), 0 | 3), "{}", text(&output));
+    assert!(!is_overlay(&world, "etc"));
+    snapshot::assert_same(&expected, &snapshot::take(&world.at("etc")), "it was not merged");
 }
 
 fn nothing_configured_mounts_nothing() {

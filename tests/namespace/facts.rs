@@ -41,6 +41,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("an_applications_overlay_attribute_is_escaped", an_applications_overlay_attribute_is_escaped),
     ("overlay_attributes_of_lower_are_hidden", overlay_attributes_of_lower_are_hidden),
     ("flags_of_chattr_become_an_attribute", flags_of_chattr_become_an_attribute),
+    ("the_first_chattr_on_a_file_of_ext4_fails_and_works", the_first_chattr_on_a_file_of_ext4_fails_and_works),
     ("an_immutable_file_can_be_neither_written_nor_replaced", an_immutable_file_can_be_neither_written_nor_replaced),
     ("xfs_shows_an_acl_twice", xfs_shows_an_acl_twice),
     ("tmpfs_may_lack_user_attributes", tmpfs_may_lack_user_attributes),
@@ -415,7 +416,7 @@ fn flags_of_chattr_become_an_attribute() {
         set_flags(&lower.join("cleared"), IFlags::IMMUTABLE);
     });
     for (name, flag) in [("i", IFlags::IMMUTABLE), ("a", IFlags::APPEND)] {
-        // Copied up first: with ext4's own flags, which chattr passes on, tmpfs refuses the call.
+        // Copied up first, see the next test.
         drop(File::options().append(true).open(overlay.view(name)).unwrap());
         set_flags(&overlay.view(name), flag);
         assert_eq!(flags(&overlay.view(name)), flag);
@@ -430,6 +431,18 @@ fn flags_of_chattr_become_an_attribute() {
     assert_eq!(flags(&overlay.view("cleared")), IFlags::empty());
     assert_eq!(xattr(&overlay.upper("cleared"), "trusted.overlay.protattr").unwrap_or_default(), b"");
     assert_eq!(flags(&overlay.lower("cleared")), IFlags::IMMUTABLE);
+}
+
+fn the_first_chattr_on_a_file_of_ext4_fails_and_works() {
+    let overlay = Overlay::new(|lower| fs::write(lower.join("file"), "x").unwrap());
+    // What chattr does: it passes on the flags that it found, of which tmpfs does not know all.
+    let file = File::open(overlay.view("file")).unwrap();
+    let found = ioctl_getflags(&file).unwrap();
+    assert_eq!(ioctl_setflags(&file, found | IFlags::IMMUTABLE), Err(Errno::NOTSUP));
+    assert_eq!(flags(&overlay.view("file")), IFlags::IMMUTABLE);
+    assert_eq!(xattr(&overlay.upper("file"), "trusted.overlay.protattr"), Some(b"i".to_vec()));
+    set_flags(&overlay.view("file"), IFlags::empty());
+    assert_eq!(flags(&overlay.view("file")), IFlags::empty(), "the second one");
 }
 
 fn an_immutable_file_can_be_neither_written_nor_replaced() {
