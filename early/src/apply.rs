@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use ephemeral_overlay::attributes::Handle;
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::layout::{RUN_DIR, RUN_LINK, open_host_dir};
@@ -34,11 +34,17 @@ pub(crate) fn apply(layout: &Layout, plan: Plan) -> Result<Vec<Skipped>> {
         bail!("the run directory {} must not contain '\\', ':' or ','", run_dir.display());
     }
     create_run_dir(run_dir)?;
-    let mut executor = Executor { layout, ram: false, bound: BTreeSet::new(), targets: Vec::new(), tmpfs: Vec::new() };
-    let mut skipped = plan.skipped;
+    let mut executor = Executor {
+        layout,
+        ram: false,
+        bound: BTreeSet::new(),
+        targets: Vec::new(),
+        tmpfs: Vec::new(),
+        skipped: plan.skipped,
+    };
     for step in plan.steps {
         if let Err((path, error)) = executor.execute(step) {
-            skipped.push(Skipped { path, reason: format!("{error:#}") });
+            executor.skipped.push(Skipped { path, reason: format!("{error:#}") });
         }
     }
     BootState {
@@ -47,14 +53,15 @@ pub(crate) fn apply(layout: &Layout, plan: Plan) -> Result<Vec<Skipped>> {
         persist: plan.persist,
         targets: executor.targets,
         tmpfs: executor.tmpfs,
-        skipped: skipped.clone(),
+        skipped: executor.skipped.clone(),
     }
     .write(&layout.boot_state())?;
-    Ok(skipped)
+    Ok(executor.skipped)
 }
 
 fn create_run_dir(run_dir: &Path) -> Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(run_dir).at("mkdir", run_dir)?;
+    fchmod(open_host_dir(run_dir)?, Mode::RWXU).at("fchmod", run_dir)?;
     if run_dir == Path::new(RUN_DIR) {
         match symlink(RUN_DIR, RUN_LINK) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error).at("symlink", RUN_LINK)?,
@@ -72,6 +79,7 @@ struct Executor<'a> {
     bound: BTreeSet<PathBuf>,
     targets: Vec<TargetState>,
     tmpfs: Vec<PathBuf>,
+    skipped: Vec<Skipped>,
 }
 
 impl Executor<'_> {
@@ -143,7 +151,7 @@ impl Executor<'_> {
 
     fn overlay(&mut self, target: &Path, unpack: bool, passthrough: &[PathBuf]) -> Result<()> {
         let (lower, upper, work) = (self.layout.lower(target), self.layout.upper(target), self.layout.work(target));
-        let result = (|| {
+        let mut mount = || {
             let upper_dir = create_dir(&upper)?;
             create_dir(&work)?;
             copy_own_attributes(open_host_dir(&lower)?.as_fd(), upper_dir.as_fd(), &upper)?;
@@ -154,18 +162,19 @@ impl Executor<'_> {
             let mut options = vec![("lowerdir", text(&lower)), ("upperdir", text(&upper)), ("workdir", text(&work))];
             options.extend(overlay::OPTIONS.map(|(key, value)| (key, value.to_owned())));
             let overlay = FileSystem { fs_type: "overlay", source: "ephemeral-overlay", options, restricted: false };
-            let on_disk = passthrough.iter().map(|path| self.tree_on_disk(target, path)).collect::<Result<Vec<_>>>()?;
+            // Taken before the overlay hides them.
+            let on_disk: Vec<_> = passthrough.iter().map(|path| (path, self.tree_on_disk(target, path))).collect();
             let root = overlay.mount_on(self.layout.open_dir(target)?.as_fd(), &|_| Ok(()))?;
-            let bind = |(path, tree): (&PathBuf, &Tree)| {
-                tree.attach(self.layout.open_dir(path)?.as_fd())
-                    .with_context(|| format!("passthrough {}", path.display()))
-            };
-            passthrough.iter().zip(&on_disk).try_for_each(bind).inspect_err(|_| {
-                sys::detach(&self.layout.below_root(target));
-            })?;
+            for (path, tree) in on_disk {
+                let bound = tree.and_then(|tree| tree.attach(self.layout.open_dir(path)?.as_fd()));
+                if let Err(error) = bound {
+                    let reason = format!("it is in RAM with the rest of {}: {error:#}", target.display());
+                    self.skipped.push(Skipped { path: path.clone(), reason });
+                }
+            }
             Ok(fstat(root).at("fstat", target)?.st_dev)
-        })();
-        match result {
+        };
+        match mount() {
             Ok(device) => {
                 let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
                 self.targets.push(TargetState { path: target.to_path_buf(), device, released: false });
@@ -184,8 +193,7 @@ impl Executor<'_> {
     fn tree_on_disk(&self, target: &Path, path: &Path) -> Result<Tree> {
         let lower = Layout::new(&self.layout.lower(target), None, None);
         let inside = path.strip_prefix(target).unwrap_or(path);
-        let dir = lower.open_dir(inside).with_context(|| format!("passthrough {}", path.display()))?;
-        Tree::of(dir)
+        Tree::of(lower.open_dir(inside)?)
     }
 
     fn tmpfs(&mut self, path: &Path, size: u64, skeleton: bool, keep: &[Keep]) -> Result<()> {
@@ -269,23 +277,21 @@ fn copy_owner_and_mode(stat: &Stat, to: BorrowedFd<'_>, path: &Path) -> Result<(
     Ok(fchmod(to, Mode::from_raw_mode(stat.st_mode as RawMode & 0o7777)).at("fchmod", path)?)
 }
 
-/// Creates in `to` the directories that are in `from`, without files, so that packages find their folders.
+/// Creates in `to` the directories that are in `from`, without files, so that packages find their folders. From below:
+/// a directory's times and its default ACL come when everything in it stands.
 fn copy_skeleton(from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &Path) -> Result<()> {
-    let mut pending = vec![(from.try_clone_to_owned()?, to.try_clone_to_owned()?, path.to_path_buf())];
-    while let Some((from, to, path)) = pending.pop() {
-        for entry in Dir::read_from(&from).at("getdents64", &path)? {
-            let entry = entry.at("getdents64", &path)?;
-            let name = OsStr::from_bytes(entry.file_name().to_bytes());
-            if entry.file_type() != FileType::Directory || name == "." || name == ".." {
-                continue;
-            }
-            let path = path.join(name);
-            let source = open_child(from.as_fd(), name)?;
-            mkdirat(to.as_fd(), name, Mode::RWXU).at("mkdirat", &path)?;
-            let copy = open_child(to.as_fd(), name)?;
-            copy_own_attributes(source.as_fd(), copy.as_fd(), &path)?;
-            pending.push((source, copy, path));
+    for entry in Dir::read_from(from).at("getdents64", path)? {
+        let entry = entry.at("getdents64", path)?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if entry.file_type() != FileType::Directory || name == "." || name == ".." {
+            continue;
         }
+        let path = path.join(name);
+        let source = open_child(from, name)?;
+        mkdirat(to, name, Mode::RWXU).at("mkdirat", &path)?;
+        let copy = open_child(to, name)?;
+        copy_skeleton(source.as_fd(), copy.as_fd(), &path)?;
+        copy_own_attributes(source.as_fd(), copy.as_fd(), &path)?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use ephemeral_overlay::attributes::Handle;
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags, openat, statvfs};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
@@ -169,7 +169,15 @@ pub(crate) fn bind_privately(dir: OwnedFd, at: &Path) -> Result<()> {
         make_private(at)?;
         // A copy of a read-only mount would stay read-only when the root is remounted. Only the mount's own flag is
         // cleared: a read-only superblock is one still.
-        mount_remount(at, MountFlags::BIND, c"").with_context(|| format!("mount -o remount,bind {}", at.display()))
+        let own = statvfs(at).with_context(|| format!("statvfs {}", at.display()))?.f_flag;
+        let kept = [
+            (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+            (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+            (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        ];
+        let kept = kept.into_iter().filter(|(flag, _)| own.contains(*flag)).map(|(_, flag)| flag);
+        mount_remount(at, MountFlags::BIND | kept.collect(), c"")
+            .with_context(|| format!("mount -o remount,bind {}", at.display()))
     };
     settle().inspect_err(|_| detach(at))
 }

@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("what_we_make_is_for_root_alone", what_we_make_is_for_root_alone),
     ("a_target_may_have_any_name", a_target_may_have_any_name),
     ("a_passthrough_stays_on_disk", a_passthrough_stays_on_disk),
+    ("a_passthrough_that_is_missing_is_skipped_alone", a_passthrough_that_is_missing_is_skipped_alone),
     ("a_target_for_logins_is_not_mounted_at_boot", a_target_for_logins_is_not_mounted_at_boot),
     ("nothing_configured_mounts_nothing", nothing_configured_mounts_nothing),
     ("a_dry_run_prints_the_plan_and_changes_nothing", a_dry_run_prints_the_plan_and_changes_nothing),
@@ -449,6 +450,16 @@ fn a_passthrough_stays_on_disk() {
     world.cut();
     assert_eq!(fs::read_to_string(journal.join("file")).unwrap(), "on disk");
     assert!(!world.at("var/log/other").exists());
+}
+
+fn a_passthrough_that_is_missing_is_skipped_alone() {
+    let world = World::new(&format!("{TWO}overlay.passthrough = ['/var/log/journal', '/var/log/here']"));
+    fs::create_dir(world.at("var/log/here")).unwrap();
+    let output = early(&world);
+    expect(&output, 3);
+    said(&output, "/var/log/journal skipped: it is in RAM with the rest of /var/log");
+    assert!(is_overlay(&world, "etc") && is_overlay(&world, "var/log"));
+    assert!(mount_at(&world, "var/log/here").is_some());
 }
 
 fn a_target_for_logins_is_not_mounted_at_boot() {

@@ -32,6 +32,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("other_links_of_a_changed_file_keep_their_content", other_links_of_a_changed_file_keep_their_content),
     ("a_file_that_only_changed_its_owner_is_not_written_again", a_file_that_only_changed_its_owner_is_not_written),
     ("temporary_files_of_a_cut_are_swept", temporary_files_of_a_cut_are_swept),
+    ("setuid_and_capabilities_outlive_a_change_of_owner", setuid_and_capabilities_outlive_a_change_of_owner),
     ("holes_stay_holes", holes_stay_holes),
     ("a_mount_below_a_target_is_never_entered", a_mount_below_a_target_is_never_entered),
     ("deep_trees_are_carried", deep_trees_are_carried),
@@ -361,6 +362,27 @@ fn temporary_files_of_a_cut_are_swept() {
     world.merge();
     snapshot::assert_same(&views[2], &etc(&world), "the disk");
     assert!(!world.store().join(".tmp-abc").exists());
+}
+
+fn setuid_and_capabilities_outlive_a_change_of_owner() {
+    let world = World::new(ETC);
+    fs::write(world.at("etc/lower"), "x").unwrap();
+    world.boot();
+    fs::write(world.at("etc/new"), "x").unwrap();
+    for name in ["lower", "new"] {
+        let path = world.at("etc").join(name);
+        std::os::unix::fs::chown(&path, Some(1000), Some(1000)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o6755)).unwrap();
+        let directory = File::open(world.at("etc")).unwrap();
+        // Version 2, effective: cap_net_bind_service.
+        let capability = [&[1, 0, 0, 2, 0, 4, 0, 0][..], &[0; 12]].concat();
+        Handle::child(directory.as_fd(), name.as_ref()).write(b"security.capability", &capability).unwrap();
+    }
+    let expected = etc(&world);
+    world.checkpoint();
+    world.cut();
+    world.merge();
+    snapshot::assert_same(&expected, &etc(&world), "the disk");
 }
 
 fn holes_stay_holes() {
