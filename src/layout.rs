@@ -26,6 +26,12 @@ pub const CONFIG_FILE: &str = "/etc/ephemeral-overlay.toml";
 /// The store's directory below `persist.root`.
 pub const STORE_DIR: &str = "ephemeral-overlay";
 
+/// Says that the root has a `syncd` and a last stage of shutdown that belong to `early`: one line `format = N`, the
+/// newest checkpoint format that its `syncd` reads and writes. Installed and removed together with them.
+pub const COUNTERPART: &str = "/usr/lib/ephemeral-overlay/counterpart";
+/// In the store: how many boots in a row did not reach `syncd`.
+pub const TRIES: &str = "tries";
+
 /// The places of one system.
 #[derive(Debug, Clone)]
 pub struct Layout {

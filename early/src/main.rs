@@ -8,16 +8,19 @@ mod args;
 mod chains;
 mod facts;
 mod plan;
+mod standing;
 mod sys;
 
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use args::Args;
 use ephemeral_overlay::Layout;
 use ephemeral_overlay::cmdline::{KernelCmdline, Mode};
 use ephemeral_overlay::config::Config;
+use ephemeral_overlay::layout::open_host_dir;
 use ephemeral_overlay::state::Skipped;
+use standing::Standing;
 
 /// Everything that was planned is done, or there was nothing to do.
 const DONE: u8 = 0;
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<Vec<Skipped>> {
     let layout = Layout::new(&args.root, args.run_dir.as_deref(), args.config.as_deref());
+    open_host_dir(layout.root())?;
     let cmdline = KernelCmdline::parse(&args.cmdline()?);
     let mode = cmdline.mode();
     if let Some(value) = cmdline.unknown_value() {
@@ -74,6 +78,10 @@ fn run(args: &Args) -> anyhow::Result<Vec<Skipped>> {
     }
     // The merge may have brought a newer configuration to the disk.
     let config = layout.load_config()?;
+    let standing = Standing::observe(&layout, &cmdline, &config.persist.root)?;
+    if let Some(why) = standing.obstacle(&cmdline) {
+        bail!(why);
+    }
     let mut facts = facts::observe(&layout, &config).context("looking at the root")?;
     if args.dry_run {
         for target in facts.pending.drain(..) {
@@ -84,6 +92,7 @@ fn run(args: &Args) -> anyhow::Result<Vec<Skipped>> {
         return Ok(plan.skipped);
     }
     let plan = plan::plan(&config, &facts);
+    standing.count_try(&layout, &config.persist.root).context("counting this boot")?;
     apply::apply(&layout, plan)
 }
 

@@ -49,6 +49,15 @@ pub enum Error {
         /// Its format.
         found: u32,
     },
+    /// The merge in the initramfs could not read what this version writes.
+    #[error(
+        "the initramfs of this boot reads checkpoints up to format {reads}, this syncd writes {}; rebuild it and reboot, or go back to the older version: nothing is saved until then",
+        ephemeral_overlay::CHECKPOINT_FORMAT
+    )]
+    OldInitramfs {
+        /// The newest format that it reads.
+        reads: u32,
+    },
     /// The overlay of a target is mounted, or something still uses it.
     #[error("{} is not merged: {why}", target.display())]
     Alive {

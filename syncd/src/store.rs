@@ -17,7 +17,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::error::{At, SystemError};
-use ephemeral_overlay::layout::{target_name, target_path};
+use ephemeral_overlay::layout::{TRIES, target_name, target_path};
 use ephemeral_overlay::token::Token;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -101,6 +101,14 @@ impl Store {
     #[must_use]
     pub fn absent(path: &Path) -> Self {
         Self { path: path.to_path_buf(), _lock: None }
+    }
+
+    /// Tells `early` that this boot came as far as here.
+    ///
+    /// # Errors
+    /// When the count of boots that did not cannot be removed.
+    pub fn reset_tries(&self) -> Result<()> {
+        if self.path.join(TRIES).exists() { Ok(durable::remove_file(&self.path, TRIES)?) } else { Ok(()) }
     }
 
     /// The part of `target`.

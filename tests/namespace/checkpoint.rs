@@ -35,6 +35,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("many_at_once_leave_one_chain", many_at_once_leave_one_chain),
     ("a_damaged_chain_is_superseded", a_damaged_chain_is_superseded),
     ("a_broken_configuration_does_not_keep_it_from_saving", a_broken_configuration_does_not_keep_it_from_saving),
+    ("an_older_initramfs_is_not_written_for", an_older_initramfs_is_not_written_for),
     ("the_65th_supersedes_the_chain", the_65th_supersedes_the_chain),
     ("flags_of_chattr_are_kept", flags_of_chattr_are_kept),
     ("the_store_is_for_root_alone", the_store_is_for_root_alone),
@@ -365,6 +366,23 @@ fn a_broken_configuration_does_not_keep_it_from_saving() {
     expect(&output, 3);
     assert!(text(&output).contains("not valid TOML"), "{}", text(&output));
     assert!(world.at("elsewhere/ephemeral-overlay/targets/etc/0000000001.ckpt").exists(), "{}", text(&output));
+}
+
+fn an_older_initramfs_is_not_written_for() {
+    let world = World::new(ETC);
+    world.boot();
+    fs::write(world.at("etc/file"), "x").unwrap();
+    let boot = world.run.join("boot.json");
+    let text = fs::read_to_string(&boot).unwrap();
+    fs::write(&boot, text.replace("\"checkpoint_format\": 1", "\"checkpoint_format\": 0")).unwrap();
+    let output = world.syncd(&["checkpoint"]);
+    expect(&output, 1);
+    assert!(
+        crate::tools::text(&output).contains("reads checkpoints up to format 0"),
+        "{}",
+        crate::tools::text(&output)
+    );
+    assert!(world.checkpoints().is_empty());
 }
 
 fn the_65th_supersedes_the_chain() {

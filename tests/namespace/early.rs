@@ -27,6 +27,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("the_token_is_made_once_and_kept", the_token_is_made_once_and_kept),
     ("what_we_make_is_for_root_alone", what_we_make_is_for_root_alone),
     ("a_target_may_have_any_name", a_target_may_have_any_name),
+    ("a_root_without_its_counterpart_stays_on_disk", a_root_without_its_counterpart_stays_on_disk),
+    ("a_rescue_merges_and_mounts_nothing", a_rescue_merges_and_mounts_nothing),
+    ("the_roots_own_init_may_be_named", the_roots_own_init_may_be_named),
+    ("after_two_boots_that_never_reached_syncd_it_stays_on_disk", after_two_boots_that_never_reached_syncd),
     ("a_passthrough_stays_on_disk", a_passthrough_stays_on_disk),
     ("a_passthrough_that_is_missing_is_skipped_alone", a_passthrough_that_is_missing_is_skipped_alone),
     ("a_target_for_logins_is_not_mounted_at_boot", a_target_for_logins_is_not_mounted_at_boot),
@@ -782,10 +786,13 @@ fn whichever_call_fails_a_target_is_whole_or_not_there() {
     let world = World::new(TWO);
     world.boot();
     world.cut();
+    let tries = world.at("persist/ephemeral-overlay/tries");
     for (missing, call) in new.into_iter().chain(old) {
         for number in 1.. {
             let what = format!("{call}, the {number}. time, {} missing", missing.unwrap_or("nothing"));
             let fault = format!("{call}:error=EIO:when={number}");
+            // As if every one of these boots had reached syncd.
+            let _none_yet = fs::remove_file(&tries);
             let output = early_with(&world, &missing.into_iter().chain([fault.as_str()]).collect::<Vec<_>>());
             let whole = assert_whole_or_absent(&world, &what);
             if tools::code(&output) == 0 {
@@ -1131,4 +1138,58 @@ fn binds_are_private_on_a_shared_root() {
     fs::write(world.at("etc/file"), "in RAM").unwrap();
     assert!(!world.run.join("lower/etc/file").exists(), "the bind shows the overlay");
     assert!(is_overlay(&world, "etc") && is_overlay(&world, "var/log"));
+}
+
+fn a_root_without_its_counterpart_stays_on_disk() {
+    let (world, expected) = with_a_pending_chain(ETC);
+    fs::remove_file(world.at("usr/lib/ephemeral-overlay/counterpart")).unwrap();
+    let output = early(&world);
+    expect(&output, 1);
+    said(&output, "nobody would save what is in RAM; booting from disk");
+    assert_nothing_is_mounted(&world);
+    snapshot::assert_same(&expected, &snapshot::take(&world.at("etc")), "it was not merged");
+}
+
+fn a_rescue_merges_and_mounts_nothing() {
+    for cmdline in ["quiet emergency", "systemd.unit=rescue.target", "init=/bin/sh"] {
+        let (world, expected) = with_a_pending_chain(ETC);
+        let output = world.early_command(cmdline).output().unwrap();
+        expect(&output, 1);
+        said(&output, "booting from disk");
+        assert_nothing_is_mounted(&world);
+        snapshot::assert_same(&expected, &snapshot::take(&world.at("etc")), "it was not merged");
+    }
+}
+
+fn the_roots_own_init_may_be_named() {
+    for (name, target) in [("usr/lib/systemd/systemd", None), ("sbin/my-init", Some("/sbin/my-init"))] {
+        let world = World::new(ETC);
+        let path = world.at(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::create_dir_all(world.at("sbin")).unwrap();
+        fs::write(&path, "").unwrap();
+        if let Some(target) = target {
+            // Absolute, as distributions make it: it must not lead to this machine's.
+            std::os::unix::fs::symlink(target, world.at("sbin/init")).unwrap();
+        }
+        let output = world.early_command(&format!("init=/{name}")).output().unwrap();
+        expect(&output, 0);
+        assert!(is_overlay(&world, "etc"));
+    }
+}
+
+fn after_two_boots_that_never_reached_syncd() {
+    let world = World::new(ETC);
+    for _ in 0..3 {
+        // The first boot makes the store, in which the others are counted.
+        world.boot();
+        world.cut();
+    }
+    let output = early(&world);
+    expect(&output, 1);
+    said(&output, "the last 2 boots did not come as far as syncd");
+    // This boot does: the next one is an ordinary one.
+    expect(&world.syncd(&["checkpoint"]), 0);
+    world.boot();
+    assert!(is_overlay(&world, "etc"));
 }

@@ -90,9 +90,10 @@ impl World {
     /// A system in the directory `name` of a disk that several share.
     pub(crate) fn within(disk: &Disk, name: &str, config: &str) -> Self {
         let root = disk.path().join(name);
-        for directory in ["etc", "var/log", "var/tmp", "var/cache", "tmp", "persist"] {
+        for directory in ["etc", "var/log", "var/tmp", "var/cache", "tmp", "persist", "usr/lib/ephemeral-overlay"] {
             fs::create_dir_all(root.join(directory)).unwrap();
         }
+        fs::write(root.join("usr/lib/ephemeral-overlay/counterpart"), "format = 1\n").unwrap();
         let path = disk.beside(&format!("{name}.toml"));
         fs::write(&path, config).unwrap();
         Self { root, run: disk.beside(&format!("{name}.run")), config: path, disk: None }

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
+use ephemeral_overlay::CHECKPOINT_FORMAT;
+use syncd::Error;
 use syncd::checkpoint::{ChangeKind, CheckpointOptions, CheckpointStats, own_log, take};
 use syncd::store::Store;
 use syncd::system::System;
@@ -16,7 +18,7 @@ pub(crate) fn run(system: &System, targets: &[PathBuf], dry_run: bool, json: boo
         tracing::info!("nothing is in RAM: {}", why_nothing(system));
     }
     if system.live && !dry_run {
-        note_disk_boots(system)?;
+        note_this_boot(system)?;
     }
     if mounted.is_empty() {
         return finish(Vec::new(), json);
@@ -43,6 +45,9 @@ pub(crate) fn run(system: &System, targets: &[PathBuf], dry_run: bool, json: boo
 
 /// Takes a checkpoint of one target.
 pub(crate) fn one(system: &System, store: &Store, target: &Path, dry_run: bool) -> syncd::Result<CheckpointStats> {
+    if let Some(boot) = system.boot.as_ref().filter(|boot| boot.checkpoint_format < CHECKPOINT_FORMAT) {
+        return Err(Error::OldInitramfs { reads: boot.checkpoint_format });
+    }
     let (upper, lower) = system.upper_and_lower(target)?;
     let options = CheckpointOptions {
         dry_run,
@@ -52,13 +57,15 @@ pub(crate) fn one(system: &System, store: &Store, target: &Path, dry_run: bool) 
     take(&store.target(target), &upper, &lower, &options)
 }
 
-/// Notes in the store which targets are used from disk although checkpoints are pending: the disk's versions are newer.
-fn note_disk_boots(system: &System) -> anyhow::Result<()> {
+/// Notes in the store that this boot came as far as here, and which targets are used from disk although checkpoints are
+/// pending: the disk's versions are newer.
+fn note_this_boot(system: &System) -> anyhow::Result<()> {
     let path = system.store_path()?;
-    if !path.join("targets").is_dir() {
+    if !path.is_dir() {
         return Ok(());
     }
     let store = Store::open(&path)?;
+    store.reset_tries()?;
     for target in store.targets()? {
         let in_ram = system.boot.as_ref().is_some_and(|boot| boot.target(target.target()).is_some());
         if !in_ram && !target.sequences()?.is_empty() {

@@ -1,0 +1,123 @@
+//! The commands of a script, one on each line, with blanks between the words.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{say, shutdown};
+
+/// Carries out one command. What it saw is said; it fails only when it could not be carried out.
+pub(crate) fn execute(line: &str) -> Result<()> {
+    let (name, rest) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
+    match name {
+        "write" => write(rest, false),
+        "append" => write(rest, true),
+        "mkdir" => Ok(fs::create_dir_all(rest)?),
+        "remove" => Ok(fs::remove_file(rest)?),
+        "cat" => cat(rest),
+        "list" => list(rest),
+        "mounts" => mounts(),
+        "run" => run(rest),
+        "spawn" => spawn(rest),
+        "sync" => {
+            rustix::fs::sync();
+            Ok(())
+        }
+        "mark" => {
+            say(&format!("MARK {rest}"));
+            Ok(())
+        }
+        "hold" => hold(rest),
+        "shutdown" => shutdown::shutdown(),
+        "panic" => std::process::exit(1),
+        _ => bail!("no such command"),
+    }
+}
+
+/// `write PATH TEXT`, `append PATH TEXT`: the text and a newline.
+fn write(rest: &str, append: bool) -> Result<()> {
+    let (path, text) = rest.split_once(' ').context("a text is missing")?;
+    let mut options = fs::OpenOptions::new();
+    options.create(true).write(true).append(append).truncate(!append);
+    Ok(writeln!(options.open(path)?, "{text}")?)
+}
+
+/// `cat PATH`: `FILE PATH: LINE` for each line, or `FILE PATH (missing)`.
+fn cat(path: &str) -> Result<()> {
+    match fs::read(path) {
+        Ok(bytes) => {
+            String::from_utf8_lossy(&bytes).lines().for_each(|line| say(&format!("FILE {path}: {line}")));
+            Ok(())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            say(&format!("FILE {path} (missing)"));
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// `list PATH`: `LIST PATH: NAMES`, sorted.
+fn list(path: &str) -> Result<()> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    say(&format!("LIST {path}: {}", names.join(" ")));
+    Ok(())
+}
+
+/// `mounts`: `MOUNT POINT TYPE OPTIONS` for each mount.
+fn mounts() -> Result<()> {
+    for line in fs::read_to_string("/proc/self/mounts")?.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        if let [_, point, fs_type, options, ..] = fields[..] {
+            say(&format!("MOUNT {point} {fs_type} {options}"));
+        }
+    }
+    Ok(())
+}
+
+fn command(rest: &str) -> Result<Command> {
+    let mut words = rest.split_whitespace();
+    let mut command = Command::new(words.next().context("a program is missing")?);
+    command.args(words).env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin").stdin(Stdio::null());
+    Ok(command)
+}
+
+/// `run PROGRAM ARGUMENTS`: `OUT LINE` for each line that it writes, then `EXIT CODE`.
+fn run(rest: &str) -> Result<()> {
+    let (reader, writer) = std::io::pipe()?;
+    let mut command = command(rest)?;
+    command.stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn().with_context(|| format!("execve {rest}"))?;
+    // The pipe ends when no copy of its writing end is left.
+    drop(command);
+    for line in BufReader::new(reader).split(b'\n') {
+        say(&format!("OUT {}", String::from_utf8_lossy(&line?)));
+    }
+    match child.wait()?.code() {
+        Some(code) => say(&format!("EXIT {code}")),
+        None => say("EXIT killed"),
+    }
+    Ok(())
+}
+
+/// `spawn PROGRAM ARGUMENTS`: in the background, until the shutdown.
+fn spawn(rest: &str) -> Result<()> {
+    // Whom nobody waits for, the shutdown kills.
+    drop(command(rest)?.spawn().with_context(|| format!("execve {rest}"))?);
+    Ok(())
+}
+
+/// `hold NAME`: says the mark and waits for the harness to kill the machine; not for ever, should the harness be gone.
+fn hold(name: &str) -> Result<()> {
+    say(&format!("MARK {name}"));
+    std::thread::sleep(Duration::from_secs(60));
+    bail!("nobody killed the machine; is there {}?", Path::new("the harness").display())
+}

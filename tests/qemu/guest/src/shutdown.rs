@@ -1,0 +1,79 @@
+//! The end of a clean shutdown, in the order of systemd-shutdown(8): every process is killed, everything that can be
+//! is unmounted (but nothing below `/run/initramfs`), the root becomes read-only, and then the programs in
+//! `/usr/lib/systemd/system-shutdown` run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use ephemeral_overlay::mountinfo;
+use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+
+use crate::say;
+
+/// What systemd-shutdown runs last.
+const PROGRAMS: &str = "/usr/lib/systemd/system-shutdown";
+
+pub(crate) fn shutdown() -> Result<()> {
+    kill_all();
+    unmount_all()?;
+    let root = Path::new("/");
+    mount_remount(root, MountFlags::RDONLY, c"").context("mount -o remount,ro /")?;
+    for program in programs() {
+        let status = Command::new(&program).arg("poweroff").env_clear().status();
+        let status = status.with_context(|| format!("execve {}", program.display()))?;
+        say(&format!("LAST {} {status}", program.display()));
+    }
+    rustix::fs::sync();
+    Ok(())
+}
+
+/// SIGTERM, a moment, SIGKILL: for everything but us and the kernel's threads.
+fn kill_all() {
+    for signal in [Signal::TERM, Signal::KILL] {
+        for process in processes() {
+            // It may have ended meanwhile.
+            drop(kill_process(process, signal));
+        }
+        for _ in 0..20 {
+            while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+            if processes().is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn processes() -> Vec<Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    // A thread of the kernel has no command line.
+    let is_program = |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|text| !text.is_empty());
+    numbers.filter(|pid| *pid > 1).filter(is_program).filter_map(Pid::from_raw).collect()
+}
+
+fn unmount_all() -> Result<()> {
+    let mounts = mountinfo::parse(&fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?);
+    for mount in mounts.iter().rev() {
+        let point = &mount.mount_point;
+        let stays = ["/proc", "/sys", "/dev", "/run/initramfs"].iter().any(|kept| point.starts_with(kept));
+        if stays || point == Path::new("/") || point == Path::new("/run") {
+            continue;
+        }
+        if let Err(error) = unmount(point, UnmountFlags::NOFOLLOW) {
+            say(&format!("BUSY {}: {error}", point.display()));
+        }
+    }
+    Ok(())
+}
+
+fn programs() -> Vec<PathBuf> {
+    let entries = fs::read_dir(PROGRAMS).into_iter().flatten().flatten();
+    let mut programs: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    programs.sort();
+    programs
+}
