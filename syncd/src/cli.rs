@@ -1,6 +1,7 @@
 //! The command line: arguments, exit status, and the few words that go to standard output.
 
 mod checkpoint;
+mod last_stage;
 mod merge;
 mod report;
 mod status;
@@ -71,6 +72,9 @@ enum Command {
     },
     /// What is in RAM, what is in the store
     Status,
+    /// At the end of a shutdown: a last checkpoint of what is in RAM, and merge everything
+    #[command(hide = true)]
+    LastStage,
     /// For `early`: unpack a chain that cannot be merged into an upper directory
     #[command(hide = true)]
     Unpack {
@@ -125,6 +129,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
             merge::run(&system, targets, *accept_prefix, *set_aside, *json)
         }
         Command::Status => status::run(&system, *json),
+        Command::LastStage => last_stage::run(&system, *json),
         Command::Unpack { target, upper } => merge::unpack(&system, target, upper),
     }?;
     let Some(error) = system.config_error else { return Ok(outcome) };

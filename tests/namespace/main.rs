@@ -16,6 +16,7 @@ mod model;
 mod order;
 mod refused;
 mod restart;
+mod shutdown;
 mod snapshot;
 mod tools;
 mod world;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         ("order", order::TESTS),
         ("refused", refused::TESTS),
         ("restart", restart::TESTS),
+        ("shutdown", shutdown::TESTS),
     ];
     let mut trials = Vec::new();
     for (module, tests) in modules {

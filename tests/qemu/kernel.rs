@@ -89,7 +89,8 @@ fn newest_offered(series: &str) -> Result<(String, String)> {
     })?;
     // 'URI' FILE SIZE HASH
     let uris = String::from_utf8(run("apt-get", &["--print-uris", "download", name])?)?;
-    let file = uris.split_whitespace().nth(1).with_context(|| format!("apt-get --print-uris download {name}: {uris}"))?;
+    let file =
+        uris.split_whitespace().nth(1).with_context(|| format!("apt-get --print-uris download {name}: {uris}"))?;
     Ok((name.to_owned(), file.to_owned()))
 }
 

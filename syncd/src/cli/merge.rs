@@ -56,7 +56,12 @@ pub(crate) fn run(
 }
 
 /// Merges one target. Where it was mounted in this boot, what is still in RAM goes into a last checkpoint first.
-fn one(system: &System, store: &Store, target: &Path, accept_prefix: bool) -> syncd::Result<Option<TargetReport>> {
+pub(crate) fn one(
+    system: &System,
+    store: &Store,
+    target: &Path,
+    accept_prefix: bool,
+) -> syncd::Result<Option<TargetReport>> {
     let part = store.target(target);
     let state = system.boot.as_ref().and_then(|boot| boot.target(target));
     if state.is_none() && part.sequences()?.is_empty() && part.marker()?.is_none() {

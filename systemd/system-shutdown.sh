@@ -1,0 +1,6 @@
+#!/bin/sh
+# /usr/lib/systemd/system-shutdown/ephemeral-overlay: the last executable to run. Every process is dead, the overlays are
+# unmounted, the root is read-only, our tmpfs is still there.
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
+export PATH
+exec syncd last-stage

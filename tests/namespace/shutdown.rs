@@ -1,0 +1,85 @@
+//! The end of a shutdown: the overlays are unmounted, the root is read-only, our tmpfs is still there.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use ephemeral_overlay::mountinfo;
+use rustix::fs::{StatVfsMountFlags, statvfs};
+use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
+
+use crate::snapshot;
+use crate::tools::text;
+use crate::world::{Disk, ETC, Fs, World, expect};
+
+pub(crate) const TESTS: &[(&str, fn())] = &[
+    ("the_last_stage_leaves_the_disk_whole_and_nothing_pending", the_last_stage_leaves_the_disk_whole),
+    ("a_survivor_is_left_pending_with_all_that_it_wrote", a_survivor_is_left_pending_with_all_that_it_wrote),
+    ("the_last_stage_has_nothing_to_do_without_the_hook", the_last_stage_has_nothing_to_do_without_the_hook),
+];
+
+fn running() -> (World, std::path::PathBuf) {
+    let disk = Disk::new(Fs::Ext4, 64);
+    let path = disk.path();
+    let world = World::on(disk, &ETC.replace("['/etc']", "['/etc', '/var/log']"));
+    fs::write(world.at("etc/old"), "old").unwrap();
+    world.boot();
+    fs::write(world.at("etc/new"), "new").unwrap();
+    fs::remove_file(world.at("etc/old")).unwrap();
+    fs::write(world.at("var/log/log"), "line\n").unwrap();
+    (world, path)
+}
+
+fn is_read_only(path: &Path) -> bool {
+    statvfs(path).unwrap().f_flag.contains(StatVfsMountFlags::RDONLY)
+}
+
+fn mounts_below(path: &Path) -> usize {
+    let mounts = mountinfo::parse(&fs::read("/proc/self/mountinfo").unwrap());
+    mounts.iter().filter(|mount| mount.mount_point.starts_with(path)).count()
+}
+
+fn the_last_stage_leaves_the_disk_whole() {
+    let (world, disk) = running();
+    world.checkpoint();
+    // After the unit's checkpoint: what only the final kill ended.
+    fs::OpenOptions::new().append(true).open(world.at("var/log/log")).unwrap().write_all(b"last words\n").unwrap();
+    let expected = (snapshot::take(&world.at("etc")), snapshot::take(&world.at("var/log")));
+    for target in ["etc", "var/log"] {
+        unmount(world.at(target), UnmountFlags::empty()).unwrap();
+    }
+    mount_remount(&disk, MountFlags::RDONLY, c"").unwrap();
+    expect(&world.syncd(&["last-stage"]), 0);
+    snapshot::assert_same(&expected.0, &snapshot::take(&world.at("etc")), "/etc");
+    snapshot::assert_same(&expected.1, &snapshot::take(&world.at("var/log")), "/var/log");
+    assert!(world.checkpoints().is_empty());
+    assert!(is_read_only(&disk), "the root is left writable");
+    assert_eq!(mounts_below(&world.run), 0, "our mounts would keep the disk busy");
+    // And so the disk can be let go.
+    unmount(&disk, UnmountFlags::empty()).unwrap();
+}
+
+fn a_survivor_is_left_pending_with_all_that_it_wrote() {
+    let (world, disk) = running();
+    let mut survivor = File::options().append(true).open(world.at("var/log/log")).unwrap();
+    for target in ["etc", "var/log"] {
+        unmount(world.at(target), UnmountFlags::DETACH).unwrap();
+    }
+    survivor.write_all(b"still here\n").unwrap();
+    let output = world.syncd(&["last-stage"]);
+    expect(&output, 3);
+    assert!(text(&output).contains("/var/log: left pending for the next boot"), "{}", text(&output));
+    assert!(!world.at("var/log/log").exists(), "lower was written under a living overlay");
+    assert!(world.at("etc/new").exists(), "the other target was not merged");
+    drop(survivor);
+    world.cut();
+    assert!(!is_read_only(&disk));
+    world.merge();
+    assert_eq!(fs::read(world.at("var/log/log")).unwrap(), b"line\nstill here\n");
+}
+
+fn the_last_stage_has_nothing_to_do_without_the_hook() {
+    let world = World::new(ETC);
+    expect(&world.syncd(&["last-stage"]), 0);
+    assert!(!world.at("persist/ephemeral-overlay").exists());
+}
