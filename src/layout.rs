@@ -90,6 +90,12 @@ impl Layout {
         self.run_dir.join("boot.json")
     }
 
+    /// A sign of life of a merge at boot: its contents change as long as it gets on.
+    #[must_use]
+    pub fn progress(&self) -> PathBuf {
+        self.run_dir.join("progress")
+    }
+
     /// Where our tmpfs is mounted.
     #[must_use]
     pub fn ram(&self) -> PathBuf {

@@ -29,11 +29,6 @@ use crate::sys::{self, FileSystem, Tree};
 
 /// Carries out `plan`; returns what was not done.
 pub(crate) fn apply(layout: &Layout, plan: Plan) -> Result<Vec<Skipped>> {
-    let run_dir = layout.run_dir();
-    if run_dir.to_string_lossy().contains(['\\', ':', ',']) {
-        bail!("the run directory {} must not contain '\\', ':' or ','", run_dir.display());
-    }
-    create_run_dir(run_dir)?;
     let mut executor = Executor {
         layout,
         ram: false,
@@ -59,7 +54,11 @@ pub(crate) fn apply(layout: &Layout, plan: Plan) -> Result<Vec<Skipped>> {
     Ok(executor.skipped)
 }
 
-fn create_run_dir(run_dir: &Path) -> Result<()> {
+/// Creates the run directory, for root alone.
+pub(crate) fn create_run_dir(run_dir: &Path) -> Result<()> {
+    if run_dir.to_string_lossy().contains(['\\', ':', ',']) {
+        bail!("the run directory {} must not contain '\\', ':' or ','", run_dir.display());
+    }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(run_dir).at("mkdir", run_dir)?;
     fchmod(open_host_dir(run_dir)?, Mode::RWXU).at("fchmod", run_dir)?;
     if run_dir == Path::new(RUN_DIR) {

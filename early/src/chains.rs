@@ -48,7 +48,7 @@ pub(crate) fn unpack(layout: &Layout, target: &Path) -> anyhow::Result<()> {
 fn run(layout: &Layout, arguments: &[&OsStr]) -> anyhow::Result<()> {
     let syncd = syncd();
     let mut command = Command::new(&syncd);
-    command.args(arguments).arg("--root").arg(layout.root());
+    command.args(arguments).arg("--root").arg(layout.root()).arg("--progress").arg(layout.progress());
     if let Some(config) = layout.named_config() {
         command.arg("--config").arg(config);
     }

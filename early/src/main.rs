@@ -68,6 +68,7 @@ fn run(args: &Args) -> anyhow::Result<Vec<Skipped>> {
     // With a configuration that does not parse the default store is looked at: merge what is there, mount nothing.
     let loaded = layout.load_config();
     if !args.dry_run {
+        apply::create_run_dir(layout.run_dir())?;
         let persist =
             loaded.as_ref().map_or_else(|_| Config::default().persist.root, |config| config.persist.root.clone());
         chains::merge_pending(&layout, &persist);

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::format::Relation;
 use crate::format::read::Checkpoint;
 use crate::path::RelPath;
+use crate::progress::Progress;
 
 /// What a path is after a whole chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -197,14 +198,14 @@ impl Chain {
     ///
     /// # Errors
     /// The first that is damaged.
-    pub fn verify(&self) -> Result<()> {
-        self.checkpoints.iter().try_for_each(Checkpoint::verify)
+    pub fn verify(&self, progress: &Progress) -> Result<()> {
+        self.checkpoints.iter().try_for_each(|checkpoint| checkpoint.verify(progress))
     }
 
     /// Keeps the checkpoints before the first damaged one; `None` when not even the first is whole.
     #[must_use]
-    pub fn valid_prefix(mut self) -> Option<Self> {
-        let valid = self.checkpoints.iter().take_while(|checkpoint| checkpoint.verify().is_ok()).count();
+    pub fn valid_prefix(mut self, progress: &Progress) -> Option<Self> {
+        let valid = self.checkpoints.iter().take_while(|checkpoint| checkpoint.verify(progress).is_ok()).count();
         self.checkpoints.truncate(valid);
         (!self.checkpoints.is_empty()).then_some(self)
     }

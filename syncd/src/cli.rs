@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, Args as Arguments, Parser, Subcommand};
 use syncd::Error;
+use syncd::progress::Progress;
 use syncd::system::System;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -38,6 +39,9 @@ struct Common {
     /// The configuration [default: etc/ephemeral-overlay.toml below --root]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Where to leave a sign of life, for who limits a merge that does not get on
+    #[arg(long, global = true, value_name = "FILE", hide = true)]
+    progress: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long, global = true)]
     json: bool,
@@ -121,16 +125,16 @@ impl From<Outcome> for ExitCode {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
-    let Common { root, run_dir, config, json, .. } = &args.common;
+    let Common { root, run_dir, config, progress, json, .. } = &args.common;
+    let progress = Progress::new(progress.as_deref());
     let system = System::open(root, run_dir.as_deref(), config.as_deref())?;
     let outcome = match &args.command {
         Command::Checkpoint { targets, dry_run } => checkpoint::run(&system, targets, *dry_run, *json),
-        Command::Merge { targets, accept_prefix, set_aside } => {
-            merge::run(&system, targets, *accept_prefix, *set_aside, *json)
-        }
+        Command::Merge { targets, set_aside: true, .. } => merge::set_aside(&system, targets, *json),
+        Command::Merge { targets, accept_prefix, .. } => merge::run(&system, targets, *accept_prefix, &progress, *json),
         Command::Status => status::run(&system, *json),
-        Command::LastStage => last_stage::run(&system, *json),
-        Command::Unpack { target, upper } => merge::unpack(&system, target, upper),
+        Command::LastStage => last_stage::run(&system, &progress, *json),
+        Command::Unpack { target, upper } => merge::unpack(&system, target, upper, &progress),
     }?;
     let Some(error) = system.config_error else { return Ok(outcome) };
     tracing::warn!("{error}; the defaults were used");

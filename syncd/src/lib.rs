@@ -19,6 +19,7 @@ pub mod format;
 pub mod merge;
 pub mod path;
 pub mod place;
+pub mod progress;
 pub mod scan;
 pub mod store;
 pub mod system;

@@ -21,6 +21,7 @@ use crate::entry::{Kind, Node, State};
 use crate::error::{Error, Result};
 use crate::path::RelPath;
 use crate::place::{Into, Place, TEMPORARY};
+use crate::progress::Progress;
 use crate::store::{Marker, TargetStore};
 use crate::tree::{Tree, list};
 
@@ -59,7 +60,12 @@ impl MergeStats {
 ///
 /// # Errors
 /// Anything that goes wrong. The chain is then still there, and the next call redoes the merge.
-pub fn merge(store: &TargetStore, lower: &Tree, options: MergeOptions) -> Result<Option<MergeStats>> {
+pub fn merge(
+    store: &TargetStore,
+    lower: &Tree,
+    options: MergeOptions,
+    progress: &Progress,
+) -> Result<Option<MergeStats>> {
     let marker = store.marker()?;
     if marker.is_none() && store.sequences()?.is_empty() {
         return Ok(None);
@@ -73,7 +79,7 @@ pub fn merge(store: &TargetStore, lower: &Tree, options: MergeOptions) -> Result
         store.end_merge(marker.last)?;
         return Ok(Some(stats));
     }
-    let chain = if options.accept_prefix { store.valid_chain()? } else { store.chain()? };
+    let chain = if options.accept_prefix { store.valid_chain(progress)? } else { store.chain()? };
     let Some(mut chain) = chain else {
         stats.set_aside = Some(store.set_aside()?);
         return Ok(Some(stats));
@@ -83,7 +89,7 @@ pub fn merge(store: &TargetStore, lower: &Tree, options: MergeOptions) -> Result
         return Ok(Some(stats));
     }
     if !options.accept_prefix {
-        chain.verify()?;
+        chain.verify(progress)?;
     }
     let mut net = chain.compose()?;
     let (first, last) = chain.range();
@@ -119,9 +125,10 @@ pub fn merge(store: &TargetStore, lower: &Tree, options: MergeOptions) -> Result
 
     let keep_user_xattrs = !chain.last().header.user_xattrs;
     let place = Place::new(lower, Into::Plain { keep_user_xattrs });
-    Apply { net: &net, chain: &mut chain, place: &place, lower, seed, only_metadata: &only_metadata }.run()?;
+    Apply { net: &net, chain: &mut chain, place: &place, lower, seed, only_metadata: &only_metadata, progress }
+        .run()?;
     syncfs(lower.root()).at("syncfs", lower.path())?;
-    verify(&net, lower, seed, &only_metadata)?;
+    verify(&net, lower, seed, &only_metadata, progress)?;
     net.entries.iter().try_for_each(|(path, recorded)| match recorded.state.node() {
         Some(node) => place.protect(path, &node.meta),
         None => Ok(()),
@@ -172,6 +179,7 @@ struct Apply<'a> {
     lower: &'a Tree,
     seed: u64,
     only_metadata: &'a BTreeSet<RelPath>,
+    progress: &'a Progress,
 }
 
 impl Apply<'_> {
@@ -184,13 +192,19 @@ impl Apply<'_> {
         let leaders = leaders(self.net);
         for (path, Recorded { state, seq }) in &self.net.entries {
             let Some(node) = state.node() else { continue };
+            self.progress.step();
             match leaders.get(path) {
                 _ if node.is_dir() => self.directory(path, node)?,
                 Some(leader) if *leader != path => self.place.link(leader, path)?,
                 None if self.is_unchanged(path, node)? => self.place.finish_file(path, &node.meta)?,
                 _ => {
-                    let (chain, seq) = (&mut *self.chain, *seq);
-                    self.place.put(path, node, &mut |_, content, sink| chain.contents(seq, content, sink))?;
+                    let (chain, seq, progress) = (&mut *self.chain, *seq, self.progress);
+                    self.place.put(path, node, &mut |_, content, sink| {
+                        chain.contents(seq, content, &mut |at, bytes| {
+                            progress.step();
+                            sink(at, bytes)
+                        })
+                    })?;
                 }
             }
         }
@@ -245,9 +259,10 @@ fn extras(net: &Net, lower: &Tree, path: &RelPath) -> Result<Vec<RelPath>> {
 }
 
 /// Reads back what was written, from the disk, and compares.
-fn verify(net: &Net, lower: &Tree, seed: u64, only_metadata: &BTreeSet<RelPath>) -> Result<()> {
+fn verify(net: &Net, lower: &Tree, seed: u64, only_metadata: &BTreeSet<RelPath>, progress: &Progress) -> Result<()> {
     let leaders = leaders(net);
     net.entries.par_iter().try_for_each(|(path, recorded)| {
+        progress.step();
         let mismatch = |what| Err(Error::Mismatch { path: lower.show(path), what });
         let (stat, node) = match (lower.stat(path)?, recorded.state.node()) {
             (None, None) => return Ok(()),
@@ -291,15 +306,16 @@ fn drop_from_cache(file: &File) {
 ///
 /// # Errors
 /// Anything that goes wrong; upper is then of no use.
-pub fn unpack(store: &TargetStore, lower: &Tree, upper: &Tree) -> Result<()> {
+pub fn unpack(store: &TargetStore, lower: &Tree, upper: &Tree, progress: &Progress) -> Result<()> {
     let Some(mut chain) = store.chain()? else { return Ok(()) };
-    chain.verify()?;
+    chain.verify(progress)?;
     let mut net = chain.compose()?;
     let left_alone = store.marker()?.map(|marker| marker.left_alone).unwrap_or_default();
     conflict::leave_alone(&mut net, &left_alone, lower)?;
     let place = Place::new(upper, Into::Upper);
     let leaders = leaders(&net);
     for (path, Recorded { state, seq }) in &net.entries {
+        progress.step();
         match (state.node(), leaders.get(path)) {
             (None, _) => place.whiteout(path)?,
             (Some(node), _) if node.is_dir() => {

@@ -28,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::format::Relation;
 use crate::format::read::Checkpoint;
 use crate::path::RelPath;
+use crate::progress::Progress;
 
 const SEQUENCE: &str = "sequence";
 const MERGING: &str = "merging";
@@ -214,12 +215,12 @@ impl TargetStore {
     ///
     /// # Errors
     /// When the directory cannot be listed.
-    pub fn valid_chain(&self) -> Result<Option<Chain>> {
+    pub fn valid_chain(&self, progress: &Progress) -> Result<Option<Chain>> {
         let mut valid = self.sequences()?.into_iter().map_while(|seq| self.checkpoint(seq).ok()).collect::<Vec<_>>();
         while !valid.is_empty() {
             let count = valid.len();
             match Chain::new(valid, &self.target) {
-                Ok(chain) => return Ok(chain.and_then(Chain::valid_prefix)),
+                Ok(chain) => return Ok(chain.and_then(|chain| chain.valid_prefix(progress))),
                 Err(_does_not_follow) => {
                     valid = self
                         .sequences()?

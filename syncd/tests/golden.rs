@@ -17,6 +17,7 @@ use syncd::format::read::Checkpoint;
 use syncd::format::write::Writer;
 use syncd::format::{FRAME, Header, Relation};
 use syncd::path::RelPath;
+use syncd::progress::Progress;
 
 const SEED: u64 = 0x0123_4567_89ab_cdef;
 
@@ -128,7 +129,7 @@ fn the_kept_chain_reads_as_it_was_written() {
     assert_eq!((&second.header, &second.changes), (&delta_header, &delta_changes));
 
     let mut chain = Chain::new(vec![first, second], Path::new("/var/log")).unwrap().unwrap();
-    chain.verify().unwrap();
+    chain.verify(&Progress::new(None)).unwrap();
     let net = chain.compose().unwrap();
     assert!(!net.entries.contains_key(&path(b"long")), "the delta gave it back to lower");
     assert_eq!(net.entries[&path(b"one")].seq, 42);

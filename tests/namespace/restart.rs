@@ -64,6 +64,10 @@ fn sweep(command: &Command, prepare: &dyn Fn(), check: &dyn Fn(&str)) -> usize {
             prepare();
             let inject = format!("inject={call}:signal=KILL:when={number}");
             let output = strace(command, &["-e", &inject, "-o", "/dev/null"]);
+            if output.status.success() && number > count / 2 {
+                // How many files of /proc are opened depends on what else the machine runs.
+                break;
+            }
             assert!(!output.status.success(), "{call} {number} was not reached: {}", text(&output));
             check(&format!("killed at {call} number {number}"));
             points += 1;

@@ -128,12 +128,13 @@ fn read_back_by_cpio() {
     let output =
         std::process::Command::new(busybox).args(["cpio", "-tvF"]).arg(&path).env("TZ", "UTC").output().unwrap();
     let listed = String::from_utf8(output.stdout).unwrap();
+    // MODE OWNER SIZE DATE TIME NAME, the name last.
     let seen: Vec<(&str, &str)> =
-        listed.lines().map(|line| (&line[..10], line.split("1970").nth(1).unwrap_or(line))).collect();
-    let of = |name: &str| seen.iter().find(|(_, rest)| rest.ends_with(name)).unwrap_or_else(|| panic!("{listed}")).0;
+        listed.lines().filter_map(|line| Some((line.get(..10)?, line.split(":00 ").last()?))).collect();
+    let of = |name: &str| seen.iter().find(|(_, seen)| *seen == name).unwrap_or_else(|| panic!("{listed}")).0;
     assert_eq!(of("bin -> usr/bin"), "lrwxrwxrwx");
-    assert_eq!(of(" usr/bin/tool"), "-rwxr-xr-x");
-    assert_eq!(of(" usr/bin"), "drwxr-xr-x");
+    assert_eq!(of("usr/bin/tool"), "-rwxr-xr-x");
+    assert_eq!(of("usr/bin"), "drwxr-xr-x");
     assert_eq!(of("dev/console"), "crw-------");
     assert_eq!(seen.len(), 6, "{listed}");
 }

@@ -34,8 +34,8 @@ fn stage() -> Result<PathBuf> {
     let binaries = Binaries::get();
     let packaged = repository().join("mkinitcpio");
     let installed = [
-        (binaries.path("early"), "usr/lib/ephemeral-overlay/early"),
-        (binaries.path("syncd"), "usr/lib/ephemeral-overlay/syncd"),
+        (binaries.path("early"), "usr/lib/ephemeral-overlay/initramfs/early"),
+        (binaries.path("syncd"), "usr/lib/ephemeral-overlay/initramfs/syncd"),
         (packaged.join("install").join(HOOK), "usr/lib/initcpio/install/ephemeral-overlay"),
         (packaged.join("hooks").join(HOOK), "usr/lib/initcpio/hooks/ephemeral-overlay"),
     ];

@@ -34,11 +34,13 @@ pub(crate) struct Boot<'a> {
     pub cmdline: &'a str,
     /// The initramfs.
     pub flavour: Flavour,
+    /// The processor has a random number generator.
+    pub entropy: bool,
 }
 
 impl Default for Boot<'_> {
     fn default() -> Self {
-        Self { cmdline: "rw", flavour: Flavour::Whole }
+        Self { cmdline: "rw", flavour: Flavour::Whole, entropy: true }
     }
 }
 
@@ -98,8 +100,15 @@ impl Machine {
         let logs = kept("console");
         fs::create_dir_all(&logs).with_context(|| format!("mkdir {}", logs.display()))?;
         let log = logs.join(format!("{}-{}.log", self.name, self.boots));
-        let (cmdline, disk) = (boot.cmdline, self.image());
-        let vm = Vm { kernel: self.kernel, initramfs: &initramfs, disk: &disk, script: &path, cmdline, kill_at };
+        let vm = Vm {
+            kernel: self.kernel,
+            initramfs: &initramfs,
+            disk: &self.image(),
+            script: &path,
+            cmdline: boot.cmdline,
+            entropy: boot.entropy,
+            kill_at,
+        };
         vm.run(&log).with_context(|| format!("boot {}", self.boots))
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Vm<'a> {
     pub script: &'a Path,
     /// What follows our own part of the kernel's command line.
     pub cmdline: &'a str,
+    /// The processor has a random number generator. Without it the kernel may have no random numbers for minutes.
+    pub entropy: bool,
     /// End QEMU with SIGKILL as soon as init says this mark.
     pub kill_at: Option<&'a str>,
 }
@@ -54,6 +56,7 @@ impl Vm<'_> {
     /// A machine that was to be killed has been killed at its mark; every other one has ended by itself.
     pub(crate) fn run(&self, log: &Path) -> Result<Console> {
         let mut command = qemu(accelerator(self.kernel), &self.kernel.image)?;
+        command.args(["-cpu", if self.entropy { "qemu64,+rdrand" } else { "qemu64,-rdrand" }]);
         command.arg("-initrd").arg(self.initramfs);
         for (id, path, options) in [("root", self.disk, ""), ("script", self.script, ",readonly=on")] {
             let path = path.to_string_lossy().replace(',', ",,");

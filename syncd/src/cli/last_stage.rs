@@ -12,13 +12,14 @@ use rustix::fs::{StatVfsMountFlags, fstat, statvfs, syncfs};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
 use syncd::Error;
+use syncd::progress::Progress;
 use syncd::store::Store;
 use syncd::system::System;
 
 use super::report::{TargetReport, finish};
 use super::{Outcome, checkpoint, merge};
 
-pub(crate) fn run(system: &System, json: bool) -> anyhow::Result<Outcome> {
+pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::Result<Outcome> {
     let targets = system.mounted_targets(&[])?;
     if targets.is_empty() {
         tracing::info!("nothing is in RAM");
@@ -32,7 +33,7 @@ pub(crate) fn run(system: &System, json: bool) -> anyhow::Result<Outcome> {
     let store = Store::open(&if bind.join("targets").is_dir() { bind } else { system.store_path()? })?;
     let mut reports = Vec::new();
     for target in &targets {
-        let report = match merge::one(system, &store, target, false) {
+        let report = match merge::one(system, &store, target, false, progress) {
             Ok(Some(report)) => report,
             Ok(None) => continue,
             // A survivor: what it writes from now on is lost, what it wrote is not.

@@ -7,6 +7,7 @@ use ephemeral_overlay::error::At;
 use ephemeral_overlay::state::BootState;
 use syncd::conflict::Winner;
 use syncd::merge::{MergeOptions, MergeStats};
+use syncd::progress::Progress;
 use syncd::store::Store;
 use syncd::system::System;
 use syncd::tree::Tree;
@@ -19,23 +20,37 @@ pub(crate) fn run(
     system: &System,
     targets: &[PathBuf],
     accept_prefix: bool,
-    set_aside: bool,
+    progress: &Progress,
     json: bool,
 ) -> anyhow::Result<Outcome> {
+    for_each(system, targets, json, |store, target| one(system, store, target, accept_prefix, progress))
+}
+
+pub(crate) fn set_aside(system: &System, targets: &[PathBuf], json: bool) -> anyhow::Result<Outcome> {
+    for_each(system, targets, json, move_away)
+}
+
+/// Does something with every target that may have something in the store, and reports what became of each.
+fn for_each(
+    system: &System,
+    targets: &[PathBuf],
+    json: bool,
+    act: impl Fn(&Store, &Path) -> syncd::Result<Option<TargetReport>>,
+) -> anyhow::Result<Outcome> {
     let path = system.store_path()?;
-    if !path.join("targets").is_dir() && system.mounted_targets(targets)?.is_empty() {
+    let mounted = system.mounted_targets(targets);
+    if !path.join("targets").is_dir() && mounted.as_ref().is_ok_and(Vec::is_empty) {
         tracing::info!("nothing is pending");
         return finish(Vec::new(), json);
     }
     let store = Store::open(&path)?;
     let mut all = system.stored_targets(&store, targets)?;
-    all.extend(system.mounted_targets(targets)?);
+    all.extend(mounted.unwrap_or_default());
     all.sort_unstable();
     all.dedup();
     let mut reports = Vec::new();
     for target in all {
-        let result = if set_aside { move_away(&store, &target) } else { one(system, &store, &target, accept_prefix) };
-        let report = match result {
+        let report = match act(&store, &target) {
             Ok(None) => continue,
             Ok(Some(report)) => report,
             Err(error) => {
@@ -61,6 +76,7 @@ pub(crate) fn one(
     store: &Store,
     target: &Path,
     accept_prefix: bool,
+    progress: &Progress,
 ) -> syncd::Result<Option<TargetReport>> {
     let part = store.target(target);
     let state = system.boot.as_ref().and_then(|boot| boot.target(target));
@@ -79,7 +95,7 @@ pub(crate) fn one(
     }
     let ran_from_disk = part.booted_from_disk() || (system.live && state.is_none());
     let winner = if ran_from_disk { Winner::Disk } else { Winner::Ram };
-    let stats = merge::merge(&part, &lower, MergeOptions { winner, accept_prefix })?;
+    let stats = merge::merge(&part, &lower, MergeOptions { winner, accept_prefix }, progress)?;
     if state.is_some() {
         discard(system, target)?;
     }
@@ -140,11 +156,11 @@ fn report(target: &Path, stats: &MergeStats, winner: Winner) -> TargetReport {
 }
 
 /// Unpacks the chain of `target` into `upper`.
-pub(crate) fn unpack(system: &System, target: &Path, upper: &Path) -> anyhow::Result<Outcome> {
+pub(crate) fn unpack(system: &System, target: &Path, upper: &Path, progress: &Progress) -> anyhow::Result<Outcome> {
     let Some(store) = Store::open_to_read(&system.store_path()?)? else { return Ok(Outcome::Done) };
     let lower = Tree::new(system.layout.open_dir(target).map_err(Error::from)?, &system.layout.below_root(target));
     let upper = Tree::open(upper).map_err(Error::from)?;
-    merge::unpack(&store.target(target), &lower, &upper)?;
+    merge::unpack(&store.target(target), &lower, &upper, progress)?;
     tracing::warn!("{}: its checkpoints could not be merged and are kept in RAM", target.display());
     Ok(Outcome::Done)
 }

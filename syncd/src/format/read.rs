@@ -14,6 +14,7 @@ use super::{END, FRAME, Header, Index, MAGIC, PRELUDE, TRAILER, Trailer};
 use crate::digest::Digest;
 use crate::entry::{Change, Content, Kind, Node};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 
 /// The longest header that is read; a real one has some hundred bytes.
 const HEADER_MAX: usize = 64 * 1024;
@@ -147,7 +148,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// When it cannot be read or is damaged.
-    pub fn verify(&self) -> Result<()> {
+    pub fn verify(&self, progress: &Progress) -> Result<()> {
         // The digest itself and END follow.
         let end = self.length - 24;
         let mut whole = Xxh3::new();
@@ -157,6 +158,7 @@ impl Checkpoint {
             let length = usize::try_from(end - at).unwrap_or(READ).min(READ);
             self.file.read_exact_at(&mut buffer[..length], at).at("pread64", &self.path)?;
             whole.update(&buffer[..length]);
+            progress.step();
             at += length as u64;
         }
         if Digest(whole.digest128()) == self.digest { Ok(()) } else { Err(self.damaged("its digest is wrong")) }
