@@ -248,6 +248,14 @@ fn a_name_that_merely_vanished_from_upper_is_as_lower() {
     assert!(!world.at("etc/sub/own").exists());
 }
 
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn a_disputed_deletion_gives_3_and_is_not_recorded() {
     let world = World::new(ETC);
     world.boot();
@@ -263,6 +271,8 @@ fn a_disputed_deletion_gives_3_and_is_not_recorded() {
     let stop = AtomicBool::new(false);
     let mut disputed = 0;
     std::thread::scope(|scope| {
+        // Also when an assertion fails: the scope waits for its threads.
+        let _stop = StopAtEnd(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 for (from, to) in [("a", "b"), ("b", "a")] {
@@ -285,7 +295,6 @@ fn a_disputed_deletion_gives_3_and_is_not_recorded() {
                 other => panic!("{other}: {}", text(&output)),
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert!(disputed > 0, "no deletion was ever disputed");
     world.cut();
