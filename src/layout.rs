@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::io::Errno;
 
 use crate::config::{Config, ConfigError};
@@ -153,6 +153,26 @@ impl Layout {
     /// Whatever openat2(2) says, with the path; `ELOOP` for a symlink.
     pub fn open_dir(&self, path: &Path) -> Result<OwnedFd, SystemError> {
         self.open_resolving(path, OFlags::RDONLY | OFlags::DIRECTORY, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS)
+    }
+
+    /// Creates the directory `path` (0700) inside the root, with what is missing above it, and opens it. A symlink on
+    /// the way is followed inside the root.
+    ///
+    /// # Errors
+    /// Whatever mkdirat(2) or openat2(2) says.
+    pub fn create_dir(&self, path: &Path) -> Result<OwnedFd, SystemError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        match (self.open(path, flags), path.parent(), path.file_name()) {
+            (Err(error), Some(parent), Some(name)) if error.errno() == Some(Errno::NOENT) => {
+                let parent = self.create_dir(parent)?;
+                match mkdirat(parent, name, Mode::RWXU) {
+                    Err(Errno::EXIST) => {}
+                    other => other.at("mkdirat", self.below_root(path))?,
+                }
+                self.open(path, flags)
+            }
+            (opened, ..) => opened,
+        }
     }
 
     fn open_resolving(&self, path: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, SystemError> {

@@ -18,6 +18,8 @@ pub struct BootState {
     pub version: u32,
     /// The newest checkpoint format that the merge in this initramfs can read; none newer is written in this boot.
     pub checkpoint_format: u32,
+    /// Device and inode number of the root that was prepared: a chroot that sees this run directory is another one.
+    pub root: (u64, u64),
     /// `persist.root`, below which the store of this boot is.
     pub persist: PathBuf,
     /// The overlays that were mounted.

@@ -19,7 +19,7 @@ use ephemeral_overlay::state::{self, BootState, Skipped, TargetState};
 use ephemeral_overlay::token::Token;
 use ephemeral_overlay::{CHECKPOINT_FORMAT, Layout};
 use rustix::fs::{
-    CWD, Dir, FileType, Gid, Mode, OFlags, RawMode, Stat, Timespec, Timestamps, Uid, fchmod, fchown, fstat, futimens,
+    Dir, FileType, Gid, Mode, OFlags, RawMode, Stat, Timespec, Timestamps, Uid, fchmod, fchown, fstat, futimens,
     mkdirat, openat, renameat,
 };
 
@@ -29,29 +29,26 @@ use crate::sys::{self, FileSystem, Tree};
 
 /// Carries out `plan`; returns what was not done.
 pub(crate) fn apply(layout: &Layout, plan: Plan) -> Result<Vec<Skipped>> {
-    let mut executor = Executor {
-        layout,
-        ram: false,
-        bound: BTreeSet::new(),
+    let root = fstat(open_host_dir(layout.root())?).at("fstat", layout.root())?;
+    let state = BootState {
+        version: state::VERSION,
+        checkpoint_format: CHECKPOINT_FORMAT,
+        root: (root.st_dev, root.st_ino),
+        persist: plan.persist,
         targets: Vec::new(),
         tmpfs: Vec::new(),
         skipped: plan.skipped,
     };
+    // Before the first mount and after each: an overlay that `syncd` does not know of would be lost without a word.
+    state.write(&layout.boot_state())?;
+    let mut executor = Executor { layout, ram: false, bound: BTreeSet::new(), state };
     for step in plan.steps {
         if let Err((path, error)) = executor.execute(step) {
-            executor.skipped.push(Skipped { path, reason: format!("{error:#}") });
+            executor.state.skipped.push(Skipped { path, reason: format!("{error:#}") });
         }
     }
-    BootState {
-        version: state::VERSION,
-        checkpoint_format: CHECKPOINT_FORMAT,
-        persist: plan.persist,
-        targets: executor.targets,
-        tmpfs: executor.tmpfs,
-        skipped: executor.skipped.clone(),
-    }
-    .write(&layout.boot_state())?;
-    Ok(executor.skipped)
+    executor.state.write(&layout.boot_state())?;
+    Ok(executor.state.skipped)
 }
 
 /// Creates the run directory, for root alone.
@@ -76,9 +73,7 @@ struct Executor<'a> {
     ram: bool,
     /// The targets whose lower is bound.
     bound: BTreeSet<PathBuf>,
-    targets: Vec<TargetState>,
-    tmpfs: Vec<PathBuf>,
-    skipped: Vec<Skipped>,
+    state: BootState,
 }
 
 impl Executor<'_> {
@@ -87,7 +82,7 @@ impl Executor<'_> {
         match step {
             Step::Ram { size, inodes } => self.ram(size, inodes).map_err(|error| (self.layout.ram(), error)),
             Step::Store(path) => self.store(&path).map_err(|error| (path, error)),
-            Step::Lower(target) => self.lower(&target).map_err(|error| (target, error)),
+            Step::Lower { target, token } => self.lower(&target, token).map_err(|error| (target, error)),
             // The reason was given when its lower, or the tmpfs, failed.
             Step::Overlay { target, .. } if !self.ram || !self.bound.contains(&target) => {
                 sys::detach(&self.layout.lower(&target));
@@ -118,13 +113,11 @@ impl Executor<'_> {
     }
 
     fn store(&mut self, path: &Path) -> Result<()> {
-        let host = self.layout.below_root(path);
-        match fs::DirBuilder::new().recursive(true).mode(0o700).create(&host) {
+        let dir = match self.layout.create_dir(path) {
             // The root will be writable by the time that `syncd` needs a store.
-            Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => return Ok(()),
-            other => other.at("mkdir", &host)?,
-        }
-        let dir = self.layout.open_dir(path)?;
+            Err(error) if error.errno() == Some(rustix::io::Errno::ROFS) => return Ok(()),
+            other => other?,
+        };
         let stat = fstat(&dir).at("fstat", path)?;
         if stat.st_mode & 0o7777 != 0o700 {
             fchmod(&dir, Mode::RWXU).at("fchmod", path)?;
@@ -134,12 +127,12 @@ impl Executor<'_> {
         sys::bind_privately(dir, &at)
     }
 
-    fn lower(&mut self, target: &Path) -> Result<()> {
+    fn lower(&mut self, target: &Path, token: bool) -> Result<()> {
         let dir = self.layout.open_dir(target)?;
         let at = self.layout.lower(target);
         create_dir(&at)?;
         let handle = Handle::of(dir.as_fd());
-        if Token::read(&handle, target)?.is_none() {
+        if Token::read(&handle, target)?.is_none() && token {
             // On a root that is still read-only the first merge does it; no checkpoint depends on it.
             drop(Token::random()?.write(&handle, target));
         }
@@ -168,17 +161,22 @@ impl Executor<'_> {
                 let bound = tree.and_then(|tree| tree.attach(self.layout.open_dir(path)?.as_fd()));
                 if let Err(error) = bound {
                     let reason = format!("it is in RAM with the rest of {}: {error:#}", target.display());
-                    self.skipped.push(Skipped { path: path.clone(), reason });
+                    self.state.skipped.push(Skipped { path: path.clone(), reason });
                 }
             }
             Ok(fstat(root).at("fstat", target)?.st_dev)
         };
-        match mount() {
-            Ok(device) => {
-                let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
-                self.targets.push(TargetState { path: target.to_path_buf(), device, released: false });
-                Ok(())
-            }
+        let recorded = mount().and_then(|device| {
+            let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+            self.state.targets.push(TargetState { path: target.to_path_buf(), device, released: false });
+            self.state.write(&self.layout.boot_state()).inspect_err(|_| {
+                self.state.targets.pop();
+                sys::detach(&self.layout.below_root(target));
+            })?;
+            Ok(())
+        });
+        match recorded {
+            Ok(()) => Ok(()),
             Err(error) => {
                 sys::detach(&lower);
                 // Only RAM of ours, and the machine boots from disk for this target either way.
@@ -224,7 +222,7 @@ impl Executor<'_> {
                 return Err(error);
             }
         }
-        self.tmpfs.push(path.to_path_buf());
+        self.state.tmpfs.push(path.to_path_buf());
         keep.iter().try_for_each(|keep| self.move_cache(hidden.as_fd(), keep))
     }
 
@@ -234,11 +232,8 @@ impl Executor<'_> {
         if keep.moved_from.is_none() {
             return Ok(());
         }
-        let to = self.layout.below_root(&keep.source);
-        if let Some(parent) = to.parent() {
-            fs::create_dir_all(parent).at("mkdir", parent)?;
-        }
-        Ok(renameat(hidden, &keep.name, CWD, &to).at("renameat", &to)?)
+        let parent = self.layout.create_dir(keep.source.parent().unwrap_or(Path::new("/")))?;
+        Ok(renameat(hidden, &keep.name, parent, &keep.name).at("renameat", &keep.source)?)
     }
 }
 

@@ -37,7 +37,12 @@ pub(crate) enum Step {
     /// Create the store where it is missing and bind it privately into the run directory.
     Store(PathBuf),
     /// Bind a target's directory on disk privately into the run directory.
-    Lower(PathBuf),
+    Lower {
+        /// The target.
+        target: PathBuf,
+        /// Give it a token if it has none. Not under a chain that names none and could not be merged.
+        token: bool,
+    },
     /// Mount the overlay of a target.
     Overlay {
         /// The target.
@@ -90,7 +95,10 @@ pub(crate) fn plan(config: &Config, facts: &Facts) -> Plan {
         let size = config.overlay.size.bytes(facts.total_ram);
         steps.push(Step::Ram { size, inodes: inodes(size) });
         steps.push(Step::Store(config.persist.root.join(STORE_DIR)));
-        steps.extend(targets.iter().cloned().map(Step::Lower));
+        steps.extend(targets.iter().cloned().map(|target| {
+            let token = !facts.pending.contains(&target);
+            Step::Lower { target, token }
+        }));
         steps.extend(targets.into_iter().map(|target| {
             let unpack = facts.pending.contains(&target);
             if unpack {
@@ -171,7 +179,7 @@ impl fmt::Display for Plan {
             match step {
                 Step::Ram { size, inodes } => writeln!(f, "tmpfs for the overlays: {size} bytes, {inodes} inodes")?,
                 Step::Store(path) => writeln!(f, "store: {}", path.display())?,
-                Step::Lower(target) => writeln!(f, "private bind of {}", target.display())?,
+                Step::Lower { target, .. } => writeln!(f, "private bind of {}", target.display())?,
                 Step::Overlay { target, unpack, passthrough } => {
                     let note = if *unpack { " (pending checkpoints unpacked into RAM)" } else { "" };
                     writeln!(f, "overlay on {}{note}", target.display())?;

@@ -1,15 +1,18 @@
 //! Whether anything is mounted at all in this boot. Chains are merged either way.
 
+use std::fs;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use ephemeral_overlay::Layout;
 use ephemeral_overlay::cmdline::KernelCmdline;
+use ephemeral_overlay::error::{At, SystemError};
 use ephemeral_overlay::layout::{COUNTERPART, LoadError, STORE_DIR, TRIES};
-use rustix::fs::{OFlags, fstat};
+use rustix::fs::{Mode, OFlags, fstat, openat, renameat};
+use rustix::io::Errno;
 
+/// The count while it is written.
+const TEMPORARY: &str = ".tmp-tries";
 /// How many boots in a row may fail to reach `syncd`.
 const TRIES_MAX: u32 = 2;
 /// Programs that are a system's init under whatever path.
@@ -55,21 +58,21 @@ impl Standing {
     }
 
     /// Counts this boot as one that has not reached `syncd` yet. A root that is still read-only cannot count.
-    pub(crate) fn count_try(&self, layout: &Layout, persist: &Path) -> io::Result<()> {
-        let store = layout.below_root(&persist.join(STORE_DIR));
-        if !store.is_dir() {
+    pub(crate) fn count_try(&self, layout: &Layout, persist: &Path) -> Result<(), SystemError> {
+        let store = match layout.open(&persist.join(STORE_DIR), OFlags::RDONLY | OFlags::DIRECTORY) {
             // The first boot makes it; there is nothing to count before.
-            return Ok(());
-        }
-        let temporary = store.join(".tmp-tries");
-        let mut file = match fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary) {
-            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => return Ok(()),
+            Err(error) if error.errno() == Some(Errno::NOENT) => return Ok(()),
             other => other?,
         };
-        writeln!(file, "{}", self.tries + 1)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut file = match openat(&store, TEMPORARY, flags, Mode::RUSR | Mode::WUSR) {
+            Err(Errno::ROFS) => return Ok(()),
+            other => fs::File::from(other.at("openat", TEMPORARY)?),
+        };
+        writeln!(file, "{}", self.tries + 1).at("write", TRIES)?;
         // A boot that hangs is ended by its power switch.
-        file.sync_all()?;
-        fs::rename(temporary, store.join(TRIES))
+        file.sync_all().at("fsync", TRIES)?;
+        renameat(&store, TEMPORARY, &store, TRIES).at("renameat", TRIES)
     }
 }
 

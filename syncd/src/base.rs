@@ -2,12 +2,13 @@
 
 use ephemeral_overlay::error::At;
 use rustix::fs::FileType;
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::content::{self, NoSink};
 use crate::digest::{self, Digest};
 use crate::entry::{Base, Kind};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::path::RelPath;
 use crate::scan::{Object, View, scan_below};
 use crate::tree::Tree;
@@ -21,11 +22,19 @@ struct Line<'a> {
     content: Option<Digest>,
 }
 
-/// What lower has at `path`. With `hides`, a directory is taken with everything below it.
+/// What lower has at `path`. With `hides`, a directory is taken with everything below it. A disk that fails to read the
+/// old version must not keep the new one from being saved.
 ///
 /// # Errors
 /// Whatever reading lower says.
 pub fn capture(lower: &Tree, path: &RelPath, hides: bool, seed: u64) -> Result<Base> {
+    match whole_or_dir(lower, path, hides, seed) {
+        Err(Error::System(error)) if error.errno() == Some(Errno::IO) => Ok(Base::Unknown),
+        other => other,
+    }
+}
+
+fn whole_or_dir(lower: &Tree, path: &RelPath, hides: bool, seed: u64) -> Result<Base> {
     let Some(stat) = lower.stat(path)? else { return Ok(Base::Absent) };
     if !hides && FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         return Ok(Base::Dir { owner: (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) });

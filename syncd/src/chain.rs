@@ -52,7 +52,7 @@ impl Net {
     /// and is hidden later is then recorded whole.
     fn add_base(&mut self, path: &RelPath, base: &Base) {
         let known = self.bases.get(path);
-        if known.is_none() || matches!((known, base), (Some(Base::Dir { .. }), Base::Whole { .. })) {
+        if known.is_none() || matches!((known, base), (Some(Base::Dir { .. }), Base::Whole { .. } | Base::Unknown)) {
             self.bases.insert(path.clone(), base.clone());
         }
     }
@@ -60,7 +60,7 @@ impl Net {
     /// Whether what lower had at `path` is already covered by what is known of it or of a directory above it.
     #[must_use]
     pub fn has_base(&self, path: &RelPath, hides: bool) -> bool {
-        let covers = |base: &Base| matches!(base, Base::Whole { .. } | Base::Absent);
+        let covers = |base: &Base| matches!(base, Base::Whole { .. } | Base::Absent | Base::Unknown);
         self.bases.get(path).is_some_and(|base| !hides || covers(base))
             || path.ancestors().any(|above| self.bases.get(&above).is_some_and(covers))
     }
@@ -139,15 +139,8 @@ impl Chain {
                 return Err(damaged(checkpoint, "it belongs to another target"));
             }
         }
-        for pair in checkpoints.windows(2) {
-            let (before, after) = (&pair[0], &pair[1]);
-            let follows = after.header.relation == Relation::Delta { predecessor: before.digest }
-                && after.header.sequence == before.header.sequence + 1
-                && after.header.seed == before.header.seed
-                && after.header.token == before.header.token;
-            if !follows {
-                return Err(damaged(after, "it does not follow the checkpoint before it"));
-            }
+        if let Some(pair) = checkpoints.windows(2).find(|pair| !follows(&pair[0], &pair[1])) {
+            return Err(damaged(&pair[1], "it does not follow the checkpoint before it"));
         }
         Ok(Some(Self { checkpoints }))
     }
@@ -202,14 +195,6 @@ impl Chain {
         self.checkpoints.iter().try_for_each(|checkpoint| checkpoint.verify(progress))
     }
 
-    /// Keeps the checkpoints before the first damaged one; `None` when not even the first is whole.
-    #[must_use]
-    pub fn valid_prefix(mut self, progress: &Progress) -> Option<Self> {
-        let valid = self.checkpoints.iter().take_while(|checkpoint| checkpoint.verify(progress).is_ok()).count();
-        self.checkpoints.truncate(valid);
-        (!self.checkpoints.is_empty()).then_some(self)
-    }
-
     /// The sum of the chain.
     ///
     /// # Errors
@@ -239,4 +224,13 @@ impl Chain {
         let at = usize::try_from(seq.saturating_sub(first)).unwrap_or(usize::MAX);
         self.checkpoints.get_mut(at).map_or(Ok(()), |checkpoint| checkpoint.contents(content, sink))
     }
+}
+
+/// Whether `after` is the delta that comes next after `before`.
+#[must_use]
+pub fn follows(before: &Checkpoint, after: &Checkpoint) -> bool {
+    after.header.relation == Relation::Delta { predecessor: before.digest }
+        && after.header.sequence == before.header.sequence + 1
+        && after.header.seed == before.header.seed
+        && after.header.token == before.header.token
 }

@@ -38,7 +38,8 @@ const TRIES: usize = 3;
 const RESTARTS: usize = 3;
 /// The longest chain; the next checkpoint is full.
 const CHAIN_MAX: usize = 64;
-/// How long a scan that saw something move waits before the next one.
+/// How long a scan that saw something move waits before the next one: longer than a tick of the clock that stamps
+/// files (4 ms at 250 Hz).
 const SETTLE: Duration = Duration::from_millis(5);
 
 /// How a checkpoint is taken.
@@ -67,6 +68,8 @@ pub struct CheckpointStats {
     pub fuzzy: Vec<RelPath>,
     /// Losses on which no two scans agreed: they are not recorded.
     pub disputed: Vec<RelPath>,
+    /// Names never stood still while they were read: one that was being moved may be missing, or be there twice.
+    pub unsettled: bool,
     /// The chain of another state of the disk was moved here.
     pub set_aside: Option<PathBuf>,
     /// The chain so far was damaged: this checkpoint supersedes it.
@@ -88,7 +91,7 @@ impl CheckpointStats {
     /// Whether everything was recorded exactly.
     #[must_use]
     pub fn is_exact(&self) -> bool {
-        self.fuzzy.is_empty() && self.disputed.is_empty() && self.set_aside.is_none()
+        self.fuzzy.is_empty() && self.disputed.is_empty() && !self.unsettled && self.set_aside.is_none()
     }
 }
 
@@ -128,6 +131,8 @@ struct Past {
     net: Net,
     seed: u64,
     token: Option<Token>,
+    /// The chain in the store belongs to another state of the disk.
+    foreign: bool,
     /// The next checkpoint has to be full whatever else holds.
     must_be_full: bool,
 }
@@ -140,25 +145,29 @@ impl Past {
             // That merge was complete but for the cleaning up.
             store.end_merge(marker.last)?;
         }
-        let mut chain = match store.chain() {
-            Err(error @ (Error::Damaged { .. } | Error::Inconsistent { .. })) => {
-                stats.healed = Some(error.to_string());
-                None
+        let loaded = store.chain().and_then(|chain| {
+            let net = chain.as_ref().map(Chain::compose).transpose()?.unwrap_or_default();
+            Ok((chain, net))
+        });
+        let (mut chain, mut net) = match loaded {
+            // Upper has everything: whatever is wrong with what was written of it, it can be written anew.
+            Err(error @ (Error::Damaged { .. } | Error::Inconsistent { .. } | Error::System(_))) => {
+                stats.healed = Some(with_causes(&error));
+                (None, Net::default())
             }
             other => other?,
         };
-        if chain.as_ref().is_some_and(|chain| chain.token() != token) {
-            chain = None;
-            if !dry_run {
-                stats.set_aside = Some(store.set_aside()?);
-            }
+        let foreign = chain.as_ref().is_some_and(|chain| chain.token() != token);
+        if foreign {
+            (chain, net) = (None, Net::default());
         }
-        let net = chain.as_ref().map(Chain::compose).transpose()?.unwrap_or_default();
         let seed = match &chain {
             Some(chain) => chain.seed(),
             None => u64::try_from(Token::random().at("getrandom", "")?.0 & u128::from(u64::MAX)).unwrap_or(0),
         };
-        Ok(Self { chain, net, seed, token, must_be_full: marker.is_some() })
+        let first = chain.as_ref().map(|chain| chain.range().0);
+        let must_be_full = marker.is_some_and(|marker| first.is_none_or(|first| first <= marker.last));
+        Ok(Self { chain, net, seed, token, foreign, must_be_full })
     }
 }
 
@@ -173,11 +182,15 @@ struct Job<'a> {
 impl Job<'_> {
     /// A scan whose losses are believed, or held.
     fn scan(&mut self, stats: &mut CheckpointStats) -> Result<Vec<Found>> {
+        stats.unsettled = false;
         let mut scan = scan::scan(self.upper, View::Upper)?;
         for last in (0..TRIES).map(|done| done + 1 == TRIES) {
-            if diff::losses(&self.past.net, &scan, |path| self.lower_is_dir(path)).is_empty() {
+            let losses = |scan: &[Found]| diff::losses(&self.past.net, scan, |path| self.lower_is_dir(path));
+            if losses(&scan).is_empty() && scan::is_unmoved(self.upper, &scan)? {
                 break;
             }
+            // On kernels before 6.13 two changes within one tick leave the same times: the next look is in another one.
+            std::thread::sleep(SETTLE);
             let again = scan::scan(self.upper, View::Upper)?;
             let stable = diff::is_stable(&scan, &again);
             scan = again;
@@ -185,11 +198,11 @@ impl Job<'_> {
                 break;
             }
             if last {
-                let disputed = diff::losses(&self.past.net, &scan, |path| self.lower_is_dir(path));
+                let disputed = losses(&scan);
+                stats.unsettled = true;
                 self.held.extend(diff::held(&disputed, &scan));
-                stats.disputed = disputed.into_iter().collect();
+                stats.disputed.extend(disputed);
             }
-            std::thread::sleep(SETTLE);
         }
         self.mark_opaque(&mut scan)?;
         Ok(scan)
@@ -245,7 +258,10 @@ impl Job<'_> {
         let written = self.write(store, sequence, relation, &drafts, stats)?;
         stats.sequence = Some(sequence);
         stats.written_bytes = written.bytes;
-        if stats.full {
+        // Only now: until the new one is durable the old ones are all that a cut leaves.
+        if self.past.foreign {
+            stats.set_aside = store.set_aside_before(sequence)?;
+        } else if stats.full {
             store.remove_before(sequence)?;
         }
         Ok(())
@@ -286,8 +302,11 @@ impl Job<'_> {
                 continue;
             }
             let leads_to_log = self.options.own_log.as_ref().is_some_and(|log| log.is_below(path));
-            let Object::Other(Kind::Dir { .. }, now) = &found.object else { return Ok(false) };
-            let Some(mut before) = self.meta_before(path)? else { return Ok(false) };
+            let Object::Other(kind @ Kind::Dir { .. }, now) = &found.object else { return Ok(false) };
+            let Some((kind_before, mut before)) = self.before(path)? else { return Ok(false) };
+            if *kind != kind_before {
+                return Ok(false);
+            }
             if leads_to_log {
                 (before.mtime, before.mtime_nsec) = (now.mtime, now.mtime_nsec);
             }
@@ -298,21 +317,21 @@ impl Job<'_> {
         Ok(true)
     }
 
-    /// The metadata that a directory had at the last checkpoint, or has in lower.
-    fn meta_before(&self, path: &RelPath) -> Result<Option<Meta>> {
+    /// What an object was at the last checkpoint, or what a directory is in lower.
+    fn before(&self, path: &RelPath) -> Result<Option<(Kind, Meta)>> {
         if let Some(recorded) = self.past.net.entries.get(path) {
-            return Ok(recorded.state.node().map(|node| node.meta.clone()));
+            return Ok(recorded.state.node().map(|node| (node.kind.clone(), node.meta.clone())));
         }
         let shown = self.lower.show(path);
         let Ok(dir) = self.lower.open_dir(path) else { return Ok(None) };
         let raw = Handle::of(dir.as_fd()).read_all().at("listxattr", &shown)?;
         let (meta, _) = scan::meta(&fstat(&dir).at("fstat", &shown)?, raw, View::Plain, &shown)?;
-        Ok(Some(meta))
+        Ok(Some((Kind::Dir { opaque: false }, meta)))
     }
 
     fn relation(&self, scan: &[Found]) -> Relation {
         let Some(chain) = &self.past.chain else { return Relation::Full { supersedes: None } };
-        let upper: u64 = scan.iter().map(|found| found.stamp.size).sum();
+        let upper = scan.iter().fold(0u64, |sum, found| sum.saturating_add(found.stamp.size));
         let too_long = chain.checkpoints().len() >= CHAIN_MAX || chain.bytes() > upper.max(1 << 20);
         // What is held is recorded nowhere but in the chain.
         if (too_long || self.past.must_be_full) && self.held.is_empty() {
@@ -351,6 +370,12 @@ impl Job<'_> {
         durable::write_file(store.directory(), &name, |file| {
             let mut writer = Writer::new(file, &path, &header, self.options.compression)?;
             let changes = self.capture(&mut writer, drafts, bases, stats)?;
+            if !self.held.is_empty() {
+                // What is held and what is new come from different moments: only a whole tree may be written.
+                let mut net = self.past.net.clone();
+                net.apply(sequence, full, &changes);
+                net.check()?;
+            }
             writer.finish(changes)
         })
     }
@@ -470,6 +495,12 @@ impl Sink for Capture<'_, '_> {
         }
         self.writer.data(bytes)
     }
+}
+
+/// An error and its causes, in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// The path of our own log below a target, if it is there.

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use ephemeral_overlay::error::At;
+use ephemeral_overlay::token::Token;
 use rustix::fs::{AtFlags, FileType, makedev, statat};
 use rustix::io::Errno;
 
@@ -22,6 +23,9 @@ use crate::scan::{Object, View, scan_below};
 use crate::store::TargetStore;
 use crate::tree::Tree;
 
+/// The store is ours alone: nobody guesses names in it.
+const COPIES: Token = Token(0);
+
 /// Whose version stays where both changed a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Winner {
@@ -36,12 +40,20 @@ pub enum Winner {
 /// # Errors
 /// Whatever reading lower says.
 pub fn find(net: &Net, lower: &Tree, seed: u64) -> Result<Vec<RelPath>> {
-    let mut found = Vec::new();
+    let mut found: Vec<RelPath> = Vec::new();
+    // A conflict that is about a whole object covers what is below it.
+    let mut covered: Option<&RelPath> = None;
     for (path, recorded) in &net.entries {
         let Some(base) = net.bases.get(path) else { continue };
+        if *base == Base::Unknown || covered.is_some_and(|above| path.is_below(above)) {
+            continue;
+        }
         let hides = !matches!(base, Base::Dir { .. });
         if base::capture(lower, path, hides, seed)? != *base && !is_as_wanted(lower, path, &recorded.state, seed)? {
             found.push(path.clone());
+            if hides || lower.open_dir(path).is_err() {
+                covered = Some(path);
+            }
         }
     }
     Ok(found)
@@ -142,7 +154,7 @@ fn copy_from_disk(lower: &Tree, path: &RelPath, net: &Net, copies: &Tree) -> Res
         // Only its owner or mode differs, and the list says so.
         return Ok(());
     }
-    let place = Place::new(copies, Into::Plain { keep_user_xattrs: false });
+    let place = Place::new(copies, Into::Copy, COPIES);
     make_parents(&place, path)?;
     let mut contents = |path: &RelPath, _: &Content, sink: &mut dyn FnMut(u64, &[u8]) -> Result<()>| {
         let file = lower.open_file(path)?;
@@ -180,7 +192,7 @@ fn copy_from_disk(lower: &Tree, path: &RelPath, net: &Net, copies: &Tree) -> Res
 }
 
 fn copy_from_chain(chain: &mut Chain, path: &RelPath, net: &Net, copies: &Tree) -> Result<()> {
-    let place = Place::new(copies, Into::Plain { keep_user_xattrs: false });
+    let place = Place::new(copies, Into::Copy, COPIES);
     make_parents(&place, path)?;
     let here = net.entries.iter().filter(|(at, _)| *at == path || at.is_below(path));
     let mut directories = Vec::new();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use ephemeral_overlay::Layout;
 use ephemeral_overlay::error::{At, SystemError};
 use ephemeral_overlay::mountinfo::{self, Mount};
-use ephemeral_overlay::state::TargetState;
+use ephemeral_overlay::state::{BootState, TargetState};
 use rustix::fs::{fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_string, fsopen};
@@ -90,6 +90,24 @@ fn overlays_of_all_namespaces() -> Result<Vec<(u32, Mount)>, SystemError> {
         }
     }
     Ok(overlays)
+}
+
+/// The mount points of overlays whose upper directory is in our run directory and that `boot` does not know.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn unknown_overlays(layout: &Layout, boot: Option<&BootState>) -> Result<Vec<String>, SystemError> {
+    let text = fs::read("/proc/self/mountinfo").at("read", "/proc/self/mountinfo")?;
+    let known = |device: &str| {
+        boot.is_some_and(|boot| boot.targets.iter().any(|state| !state.released && state.device == device))
+    };
+    let ours = mountinfo::parse(&text).into_iter().filter(|mount| {
+        let upper = mount.option("upperdir");
+        mount.fs_type == "overlay"
+            && upper.is_some_and(|upper| upper.starts_with(layout.ram()))
+            && !known(&mount.device)
+    });
+    Ok(ours.map(|mount| mount.mount_point.display().to_string()).collect())
 }
 
 /// Whether the kernel would give upper to a new overlay. With `index=on` it answers EBUSY as long as any reference

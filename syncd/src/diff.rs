@@ -42,10 +42,16 @@ pub fn diff<'a>(
     digests: &BTreeMap<&RelPath, Digest>,
     held: &BTreeSet<RelPath>,
 ) -> Vec<(RelPath, Draft<'a>)> {
-    let is_held = |path: &RelPath| {
+    let is_below_held = |path: &RelPath| {
         !held.is_empty() && (held.contains(path) || path.ancestors().any(|above| held.contains(&above)))
     };
     let groups = Groups::of(net, scan);
+    // A link group is recorded whole or not at all.
+    let is_held = |path: &RelPath| {
+        is_below_held(path)
+            || !held.is_empty()
+                && groups.now.get(path).is_some_and(|members| members.iter().any(|member| is_below_held(member)))
+    };
     let mut changed: BTreeMap<RelPath, Draft> = BTreeMap::new();
     for found in scan.iter().filter(|found| !is_held(&found.path)) {
         let recorded = net.entries.get(&found.path).map(|recorded| &recorded.state);
@@ -198,7 +204,7 @@ mod tests {
     }
 
     fn stamp(ino: u64, nlink: u64) -> Stamp {
-        Stamp { ino, nlink, size: 1, mtime: (5, 0), ctime: (5, 0) }
+        Stamp { ino, nlink, size: 1, blocks: 8, mtime: (5, 0), ctime: (5, 0) }
     }
 
     fn file(at: &str, ino: u64, nlink: u64) -> Found {

@@ -1,8 +1,8 @@
 //! Digests of contents.
 //!
-//! A file's digest is XXH3-128 (seeded per chain) over the digests of its 128 KiB blocks and its length. A block of
-//! zeros has a digest of its own that does not depend on the data, so a hole costs nothing and a file has one digest
-//! however its file system stores it.
+//! A file's digest is XXH3-128 (seeded per chain) over the numbers and digests of those of its 128 KiB blocks that hold
+//! anything but zeros, and its length. So a hole costs nothing, however long, and a file has one digest however its file
+//! system stores it.
 
 use std::fmt;
 
@@ -11,8 +11,6 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128_with_seed};
 
 /// The size of a block in bytes.
 pub const BLOCK: usize = 128 * 1024;
-/// What stands for the digest of a block of nothing but zeros.
-const ZERO_BLOCK: u128 = 0;
 
 /// An XXH3-128 digest. It finds damage and change; it is no defence against somebody who forges files, and none is
 /// needed: only root writes where checkpoints are.
@@ -29,6 +27,8 @@ impl fmt::Debug for Digest {
 pub struct FileHasher {
     seed: u64,
     blocks: Xxh3,
+    /// The number of the block that is being filled.
+    number: u64,
     partial: Vec<u8>,
     size: u64,
 }
@@ -43,7 +43,7 @@ impl FileHasher {
     /// A hasher for one file.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { seed, blocks: Xxh3::with_seed(seed), partial: Vec::new(), size: 0 }
+        Self { seed, blocks: Xxh3::with_seed(seed), number: 0, partial: Vec::new(), size: 0 }
     }
 
     /// The next bytes.
@@ -73,9 +73,10 @@ impl FileHasher {
         const ZEROS: [u8; 4096] = [0; 4096];
         while length > 0 {
             if self.partial.is_empty() && length >= BLOCK as u64 {
-                self.size += BLOCK as u64;
-                length -= BLOCK as u64;
-                self.blocks.update(&ZERO_BLOCK.to_le_bytes());
+                let blocks = length / BLOCK as u64;
+                self.number += blocks;
+                self.size += blocks * BLOCK as u64;
+                length -= blocks * BLOCK as u64;
             } else {
                 let room = (BLOCK - self.partial.len()).min(ZEROS.len());
                 let take = usize::try_from(length).map_or(room, |length| room.min(length));
@@ -97,8 +98,11 @@ impl FileHasher {
     }
 
     fn block(&mut self, block: &[u8]) {
-        let digest = if is_zero(block) { ZERO_BLOCK } else { xxh3_128_with_seed(block, self.seed) };
-        self.blocks.update(&digest.to_le_bytes());
+        if !is_zero(block) {
+            self.blocks.update(&self.number.to_le_bytes());
+            self.blocks.update(&xxh3_128_with_seed(block, self.seed).to_le_bytes());
+        }
+        self.number += 1;
     }
 }
 

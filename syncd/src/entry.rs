@@ -134,6 +134,8 @@ pub enum Base {
         /// Digest of kinds, metadata, names and contents.
         digest: Digest,
     },
+    /// It could not be read. What replaces it must be saved all the same.
+    Unknown,
 }
 
 impl Node {

@@ -66,8 +66,16 @@ pub enum Error {
         /// Who has it.
         why: String,
     },
+    /// Overlays of ours are mounted that the boot state does not know.
+    #[error(
+        "the overlays on {targets} are mounted, but boot.json does not know them: nothing of them can be saved by syncd; copy what you need elsewhere and reboot"
+    )]
+    UnknownOverlays {
+        /// The targets.
+        targets: String,
+    },
     /// Lower has no room for what a merge would write.
-    #[error("{}: merging needs {need} bytes, {free} are free; make room and run `syncd merge` again, nothing was changed", target.display())]
+    #[error("{}: merging needs {need} bytes and {inodes} inodes, {free} bytes are free; make room and run `syncd merge` again, nothing was changed", target.display())]
     NoRoom {
         /// The target.
         target: PathBuf,
@@ -75,6 +83,8 @@ pub enum Error {
         need: u64,
         /// Bytes free.
         free: u64,
+        /// Inodes needed.
+        inodes: u64,
     },
     /// What a merge wrote is not what it reads back.
     #[error("{} reads back different from what was written ({what}); the checkpoints were kept, check the disk and run `syncd merge` again", path.display())]

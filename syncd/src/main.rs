@@ -5,10 +5,19 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// A walk holds one descriptor for each level of a tree, and trees may be deep.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where that is refused a tree that is too deep is an error with its path.
+    let _refused = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
 
 fn main() -> ExitCode {
     let args = cli::Args::parse();
     cli::log_to_stderr(&args);
+    raise_file_limit();
     match cli::run(&args) {
         Ok(outcome) => outcome.into(),
         Err(error) => {

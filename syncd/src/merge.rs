@@ -10,18 +10,20 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use ephemeral_overlay::attributes::Handle;
-use ephemeral_overlay::error::At;
+use ephemeral_overlay::error::{At, SystemError};
 use ephemeral_overlay::token::Token;
 use rayon::prelude::*;
-use rustix::fs::{Advice, FileType, fadvise, fstatvfs, syncfs};
+use rustix::fs::{Advice, FileType, fadvise, fstat, fstatvfs, syncfs};
+use rustix::io::Errno;
 
 use crate::chain::{Chain, Net, Recorded};
 use crate::conflict::{self, Winner, has_kind_and_content};
-use crate::entry::{Kind, Node, State};
+use crate::entry::{Kind, Meta, Node, State};
 use crate::error::{Error, Result};
 use crate::path::RelPath;
-use crate::place::{Into, Place, TEMPORARY};
+use crate::place::{Into, Place, temporary_name};
 use crate::progress::Progress;
+use crate::scan::{self, Stamp, View, scan_below};
 use crate::store::{Marker, TargetStore};
 use crate::tree::{Tree, list};
 
@@ -45,13 +47,17 @@ pub struct MergeStats {
     pub conflicts: Vec<RelPath>,
     /// The chain, or its damaged rest, was moved here.
     pub set_aside: Option<PathBuf>,
+    /// Objects that lower's file system cannot hold, with what it said.
+    pub left: Vec<(RelPath, String)>,
+    /// An earlier merge had begun with checkpoints that are set aside now: what they alone held stays where it got to.
+    pub mixed: bool,
 }
 
 impl MergeStats {
     /// Whether everything was merged and nothing was in conflict.
     #[must_use]
     pub fn is_exact(&self) -> bool {
-        self.conflicts.is_empty() && self.set_aside.is_none()
+        self.conflicts.is_empty() && self.set_aside.is_none() && self.left.is_empty() && !self.mixed
     }
 }
 
@@ -101,7 +107,9 @@ pub fn merge(
     if let Some(marker) = marker {
         // A redo meets its own changes: what was decided then holds.
         next.next_token = marker.next_token;
-        if marker.last == last {
+        stats.mixed = options.accept_prefix && marker.last > last && marker.last != u64::MAX;
+        // A chain that was begun since has seen what was left alone.
+        if first <= marker.last {
             next.left_alone = marker.left_alone;
         }
     } else {
@@ -119,20 +127,36 @@ pub fn merge(
     }
     let only_metadata = conflict::leave_alone(&mut net, &next.left_alone, lower)?;
     if !redo {
-        reserve(&net, lower, store)?;
+        reserve(&net, lower, seed, store)?;
     }
     store.begin_merge(&next)?;
 
     let keep_user_xattrs = !chain.last().header.user_xattrs;
-    let place = Place::new(lower, Into::Plain { keep_user_xattrs });
-    Apply { net: &net, chain: &mut chain, place: &place, lower, seed, only_metadata: &only_metadata, progress }
-        .run()?;
+    let place = Place::new(lower, Into::Lower { keep_user_xattrs }, next.next_token);
+    let mut apply = Apply {
+        net: &net,
+        chain: &mut chain,
+        place: &place,
+        lower,
+        seed,
+        only_metadata: &only_metadata,
+        left: BTreeMap::new(),
+        progress,
+    };
+    apply.run()?;
+    let left = apply.left;
     syncfs(lower.root()).at("syncfs", lower.path())?;
-    verify(&net, lower, seed, &only_metadata, progress)?;
-    net.entries.iter().try_for_each(|(path, recorded)| match recorded.state.node() {
-        Some(node) => place.protect(path, &node.meta),
-        None => Ok(()),
-    })?;
+    verify(&net, lower, seed, &|path| only_metadata.contains(path), &|path| left.contains_key(path), progress)?;
+    for (path, recorded) in net.entries.iter().filter(|(path, _)| !left.contains_key(path)) {
+        if let Some(node) = recorded.state.node() {
+            place.protect(path, &node.meta)?;
+        }
+    }
+    if !left.is_empty() {
+        // Before lower says that it has everything: the chain is the only place that does.
+        stats.set_aside = store.set_aside_before(last + 1)?;
+        stats.left = left.into_iter().collect();
+    }
     next.next_token.write(&root, lower.path())?;
     syncfs(lower.root()).at("syncfs", lower.path())?;
 
@@ -142,33 +166,50 @@ pub fn merge(
     Ok(Some(stats))
 }
 
-/// Refuses a merge for which lower has no room, before anything is written. New content stands beside the old one
-/// until it is renamed over it, so the peak counts.
-fn reserve(net: &Net, lower: &Tree, store: &TargetStore) -> Result<()> {
+/// Refuses a merge for which lower has no room, before anything is written. Removals come first; then new content stands
+/// beside the old one until it is renamed over it, so the peak counts.
+fn reserve(net: &Net, lower: &Tree, seed: u64, store: &TargetStore) -> Result<()> {
     let stat = fstatvfs(lower.root()).at("fstatvfs", lower.path())?;
     let block = stat.f_frsize.max(1);
-    let round = |bytes: u64| bytes.div_ceil(block) * block;
-    let mut used: i128 = 0;
-    let mut peak: i128 = 0;
-    for (path, recorded) in &net.entries {
-        let old = lower.stat(path)?.map_or(0, |stat| {
-            let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
-            if stat.st_nlink == 1 { blocks * 512 } else { 0 }
-        });
-        let new: u64 = match recorded.state.node().map(|node| &node.kind) {
-            Some(Kind::File(content)) => content.stretches.iter().map(|stretch| round(stretch.length)).sum(),
-            Some(Kind::Dir { .. }) if old == 0 => block,
-            _ => 0,
-        };
-        peak = peak.max(used + i128::from(new));
-        used += i128::from(new) - i128::from(old);
-    }
-    let free = stat.f_bfree * block;
-    let need = u64::try_from(peak.max(used).max(0)).unwrap_or(u64::MAX);
+    let free = stat.f_bfree.saturating_mul(block);
+    let mut need = room(net, lower, block, &|_, _| Ok(false))?;
     if need > free {
-        return Err(Error::NoRoom { target: store.target().to_path_buf(), need, free });
+        // Only now is it worth reading what only changed its metadata.
+        need = room(net, lower, block, &|path, node| is_unchanged(lower, path, node, seed))?;
+    }
+    let created = net.entries.iter().filter(|(_, recorded)| recorded.state.node().is_some()).map(|(path, _)| path);
+    let inodes = created.map(|path| Ok(u64::from(lower.stat(path)?.is_none()))).sum::<Result<u64>>()?;
+    // Some file systems make inodes as they go, and count none.
+    let no_inodes = stat.f_files > 0 && inodes > stat.f_ffree;
+    if need > free || no_inodes {
+        return Err(Error::NoRoom { target: store.target().to_path_buf(), need, free, inodes });
     }
     Ok(())
+}
+
+/// The most bytes that are needed at any moment of a merge, beyond what is free now.
+fn room(net: &Net, lower: &Tree, block: u64, is_unchanged: &dyn Fn(&RelPath, &Node) -> Result<bool>) -> Result<u64> {
+    let round = |bytes: u64| i128::from(bytes.div_ceil(block)) * i128::from(block);
+    let mut used: i128 = 0;
+    for (path, _) in net.entries.iter().filter(|(_, recorded)| recorded.state == State::Deleted) {
+        let freed = scan_below(lower, View::Plain, path)?;
+        used -= freed.iter().filter(|found| found.stamp.nlink == 1).map(|found| found.stamp.allocated()).sum::<i128>();
+    }
+    let mut peak = used;
+    for (path, recorded) in &net.entries {
+        let Some(node) = recorded.state.node() else { continue };
+        let old = lower.stat(path)?.map(|stat| Stamp::of(&stat));
+        let new = match &node.kind {
+            Kind::File(_) if is_unchanged(path, node)? => continue,
+            Kind::File(content) => content.stretches.iter().map(|stretch| round(stretch.length)).sum(),
+            Kind::Dir { .. } if old.is_none() => round(1),
+            _ => 0,
+        };
+        peak = peak.max(used + new);
+        let freed = old.filter(|old| old.nlink == 1 && !node.is_dir()).map_or(0, |old| old.allocated());
+        used += new - freed;
+    }
+    Ok(u64::try_from(peak.max(used).max(0)).unwrap_or(u64::MAX))
 }
 
 /// Makes `net` true.
@@ -179,6 +220,8 @@ struct Apply<'a> {
     lower: &'a Tree,
     seed: u64,
     only_metadata: &'a BTreeSet<RelPath>,
+    /// What lower's file system cannot hold, with what it said.
+    left: BTreeMap<RelPath, String>,
     progress: &'a Progress,
 }
 
@@ -193,29 +236,52 @@ impl Apply<'_> {
         for (path, Recorded { state, seq }) in &self.net.entries {
             let Some(node) = state.node() else { continue };
             self.progress.step();
-            match leaders.get(path) {
-                _ if node.is_dir() => self.directory(path, node)?,
-                Some(leader) if *leader != path => self.place.link(leader, path)?,
-                None if self.is_unchanged(path, node)? => self.place.finish_file(path, &node.meta)?,
-                _ => {
-                    let (chain, seq, progress) = (&mut *self.chain, *seq, self.progress);
-                    self.place.put(path, node, &mut |_, content, sink| {
-                        chain.contents(seq, content, &mut |at, bytes| {
-                            progress.step();
-                            sink(at, bytes)
-                        })
-                    })?;
-                }
-            }
+            let done = match leaders.get(path) {
+                _ if node.is_dir() => self.directory(path, node),
+                Some(leader) if *leader != path => match self.left.get(*leader) {
+                    None => self.place.link(leader, path),
+                    Some(why) => {
+                        let why = why.clone();
+                        self.left.insert(path.clone(), why);
+                        continue;
+                    }
+                },
+                None if is_unchanged(self.lower, path, node, self.seed)? => self.place.finish_file(path, &node.meta),
+                _ => self.put(path, node, *seq),
+            };
+            self.unless_impossible(path, done)?;
         }
         // Below first: making or removing a name changes the times of its directory.
         for (path, recorded) in self.net.entries.iter().rev() {
             let node = recorded.state.node().filter(|node| node.is_dir() && !self.only_metadata.contains(path));
             if let Some(node) = node {
-                self.place.finish_dir(path, &node.meta, node.is_opaque())?;
+                let done = self.place.finish_dir(path, &node.meta, node.is_opaque());
+                self.unless_impossible(path, done)?;
             }
         }
         Ok(())
+    }
+
+    fn put(&mut self, path: &RelPath, node: &Node, seq: u64) -> Result<()> {
+        let (chain, progress) = (&mut *self.chain, self.progress);
+        self.place.put(path, node, &mut |_, content, sink| {
+            chain.contents(seq, content, &mut |at, bytes| {
+                progress.step();
+                sink(at, bytes)
+            })
+        })
+    }
+
+    /// What a tmpfs can hold and this file system cannot is left, and must not keep all the rest from being merged:
+    /// anybody who may write to a directory of a target can make such an object.
+    fn unless_impossible(&mut self, path: &RelPath, done: Result<()>) -> Result<()> {
+        match done {
+            Err(Error::System(error)) if is_impossible(&error, self.lower)? => {
+                self.left.insert(path.clone(), format!("{}: {}", error.call, error.source));
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     fn directory(&self, path: &RelPath, node: &Node) -> Result<()> {
@@ -228,17 +294,30 @@ impl Apply<'_> {
         }
         Ok(())
     }
+}
 
-    /// Whether only metadata differs, so that nothing has to be written. A file with several names is always made
-    /// anew: upper broke it off from the others.
-    fn is_unchanged(&self, path: &RelPath, node: &Node) -> Result<bool> {
-        let Some(content) = node.content() else { return Ok(false) };
-        let Some(stat) = self.lower.stat(path)? else { return Ok(false) };
-        Ok(stat.st_nlink == 1
-            && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-            && u64::try_from(stat.st_size) == Ok(content.size)
-            && has_kind_and_content(self.lower, path, node, self.seed)?)
-    }
+/// Whether only metadata differs, so that nothing has to be written. A file with several names is always made anew:
+/// upper broke it off from the others.
+fn is_unchanged(lower: &Tree, path: &RelPath, node: &Node, seed: u64) -> Result<bool> {
+    let Some(content) = node.content() else { return Ok(false) };
+    let Some(stat) = lower.stat(path)? else { return Ok(false) };
+    Ok(stat.st_nlink == 1
+        && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+        && u64::try_from(stat.st_size) == Ok(content.size)
+        && has_kind_and_content(lower, path, node, seed)?)
+}
+
+/// Whether an error is about this one object: too long a name or link, too large a file or attribute, too many links.
+fn is_impossible(error: &SystemError, lower: &Tree) -> Result<bool> {
+    Ok(match error.errno() {
+        Some(Errno::NAMETOOLONG | Errno::FBIG | Errno::MLINK | Errno::TOOBIG | Errno::RANGE) => true,
+        Some(Errno::NOTSUP) => error.call == "setxattr",
+        // ext4 says so of an attribute that does not fit beside the others, with all the room of the disk left.
+        Some(Errno::NOSPC | Errno::DQUOT) if error.call == "setxattr" => {
+            fstatvfs(lower.root()).at("fstatvfs", lower.path())?.f_bavail > 0
+        }
+        _ => false,
+    })
 }
 
 /// The first member of the link group that a path belongs to.
@@ -259,9 +338,16 @@ fn extras(net: &Net, lower: &Tree, path: &RelPath) -> Result<Vec<RelPath>> {
 }
 
 /// Reads back what was written, from the disk, and compares.
-fn verify(net: &Net, lower: &Tree, seed: u64, only_metadata: &BTreeSet<RelPath>, progress: &Progress) -> Result<()> {
+fn verify(
+    net: &Net,
+    lower: &Tree,
+    seed: u64,
+    only_metadata: &(dyn Fn(&RelPath) -> bool + Sync),
+    left: &(dyn Fn(&RelPath) -> bool + Sync),
+    progress: &Progress,
+) -> Result<()> {
     let leaders = leaders(net);
-    net.entries.par_iter().try_for_each(|(path, recorded)| {
+    net.entries.par_iter().filter(|(path, _)| !left(path)).try_for_each(|(path, recorded)| {
         progress.step();
         let mismatch = |what| Err(Error::Mismatch { path: lower.show(path), what });
         let (stat, node) = match (lower.stat(path)?, recorded.state.node()) {
@@ -280,7 +366,7 @@ fn verify(net: &Net, lower: &Tree, seed: u64, only_metadata: &BTreeSet<RelPath>,
         if (node.is_opaque() || node.is_dir() && net.below_opaque(path)) && !extras(net, lower, path)?.is_empty() {
             return mismatch("names that should be gone");
         }
-        if only_metadata.contains(path) {
+        if only_metadata(path) {
             return Ok(());
         }
         if (stat.st_uid, stat.st_gid) != (node.meta.uid, node.meta.gid) {
@@ -310,43 +396,50 @@ pub fn unpack(store: &TargetStore, lower: &Tree, upper: &Tree, progress: &Progre
     let Some(mut chain) = store.chain()? else { return Ok(()) };
     chain.verify(progress)?;
     let mut net = chain.compose()?;
-    let left_alone = store.marker()?.map(|marker| marker.left_alone).unwrap_or_default();
-    conflict::leave_alone(&mut net, &left_alone, lower)?;
-    let place = Place::new(upper, Into::Upper);
+    let marker = store.marker()?;
+    let left_alone = match &marker {
+        Some(marker) if chain.range().0 <= marker.last => marker.left_alone.clone(),
+        // Lower is untouched, and newer.
+        None if store.booted_from_disk() => conflict::find(&net, lower, chain.seed())?,
+        _ => Vec::new(),
+    };
+    let only_metadata = conflict::leave_alone(&mut net, &left_alone, lower)?;
+    let place = Place::new(upper, Into::Upper, Token::random().at("getrandom", upper.path())?);
     let leaders = leaders(&net);
     for (path, Recorded { state, seq }) in &net.entries {
         progress.step();
         match (state.node(), leaders.get(path)) {
             (None, _) => place.whiteout(path)?,
-            (Some(node), _) if node.is_dir() => {
-                if !path.is_root() {
-                    place.make_dir(path)?;
-                }
-                mask_temporaries(lower, &place, path, node)?;
-            }
+            (Some(node), _) if node.is_dir() && path.is_root() => {}
+            (Some(node), _) if node.is_dir() => place.make_dir(path)?,
             (Some(_), Some(leader)) if *leader != path => place.link(leader, path)?,
             (Some(node), _) => place.put(path, node, &mut |_, content, sink| chain.contents(*seq, content, sink))?,
         }
     }
     for (path, recorded) in net.entries.iter().rev() {
-        if let Some(node) = recorded.state.node().filter(|node| node.is_dir()) {
+        let Some(node) = recorded.state.node().filter(|node| node.is_dir()) else { continue };
+        if let Some(marker) = &marker {
+            mask_temporary(lower, &place, path, node, marker.next_token)?;
+        }
+        if only_metadata.contains(path) {
+            place.finish_dir(path, &meta_of(lower, path)?, false)?;
+        } else {
             place.finish_dir(path, &node.meta, node.is_opaque())?;
         }
     }
     Ok(())
 }
 
-/// Hides the temporary files that a cut left in lower.
-fn mask_temporaries(lower: &Tree, place: &Place, path: &RelPath, node: &Node) -> Result<()> {
-    // Lower may have no such directory, or no longer one.
-    let Ok(dir) = lower.open_dir(path) else { return Ok(()) };
-    if node.is_opaque() {
-        return Ok(());
-    }
-    for name in list(dir.as_fd(), &lower.show(path))? {
-        if name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
-            place.whiteout(&path.child(&name))?;
-        }
-    }
-    Ok(())
+/// The metadata of a directory of lower.
+fn meta_of(lower: &Tree, path: &RelPath) -> Result<Meta> {
+    let shown = lower.show(path);
+    let dir = lower.open_dir(path)?;
+    let raw = Handle::of(dir.as_fd()).read_all().at("listxattr", &shown)?;
+    Ok(scan::meta(&fstat(&dir).at("fstat", &shown)?, raw, View::Plain, &shown)?.0)
+}
+
+/// Hides the temporary file that a cut left in a directory of lower.
+fn mask_temporary(lower: &Tree, place: &Place, path: &RelPath, node: &Node, token: Token) -> Result<()> {
+    let name = path.child(&temporary_name(token));
+    if node.is_opaque() || lower.stat(&name)?.is_none() { Ok(()) } else { place.whiteout(&name) }
 }

@@ -14,6 +14,7 @@ use std::path::Path;
 use ephemeral_overlay::attributes::{Handle, Xattrs};
 use ephemeral_overlay::error::{At, SystemError};
 use ephemeral_overlay::overlay::{Artefacts, express, is_never_data};
+use ephemeral_overlay::token::Token;
 use rustix::fs::{
     AtFlags, FileType, Gid, IFlags, Mode, OFlags, RawMode, Stat, Timespec, Timestamps, Uid, fstat, ioctl_getflags,
     ioctl_setflags, linkat, makedev, mkdirat, mknodat, openat, renameat, statat, symlinkat, unlinkat, utimensat,
@@ -23,21 +24,23 @@ use rustix::io::Errno;
 use crate::entry::{Content, Kind, Meta, Node};
 use crate::error::Result;
 use crate::path::RelPath;
-use crate::tree::{Tree, list};
+use crate::tree::{Tree, list, open_child_dir};
 
-/// What the temporary names in a directory begin with.
-pub const TEMPORARY: &str = ".ephemeral-overlay.tmp.";
+/// What a temporary name begins with; a token follows, which nobody can guess and which is the same in every redo.
+const TEMPORARY: &str = ".ephemeral-overlay.tmp.";
 
 /// What kind of tree objects are made in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Into {
-    /// A real directory.
-    Plain {
+    /// A target's real directory.
+    Lower {
         /// The objects come from an upper that could not hold `user.*`: what is there keeps its own.
         keep_user_xattrs: bool,
     },
     /// The upper directory of an overlay that is not mounted.
     Upper,
+    /// A copy for somebody to look at: what its file system cannot hold of the attributes is left out.
+    Copy,
 }
 
 /// Where the contents of files come from: hands out the bytes of the file at a path, each piece with its offset.
@@ -48,13 +51,14 @@ pub type Contents<'a> = dyn FnMut(&RelPath, &Content, &mut dyn FnMut(u64, &[u8])
 pub struct Place<'a> {
     tree: &'a Tree,
     into: Into,
+    temporary: OsString,
 }
 
 impl<'a> Place<'a> {
-    /// Makes objects in `tree`.
+    /// Makes objects in `tree`; `token` makes the temporary names that are used in it.
     #[must_use]
-    pub fn new(tree: &'a Tree, into: Into) -> Self {
-        Self { tree, into }
+    pub fn new(tree: &'a Tree, into: Into, token: Token) -> Self {
+        Self { tree, into, temporary: temporary_name(token) }
     }
 
     /// Makes the non-directory `node` be at `path`, replacing what is there.
@@ -64,13 +68,16 @@ impl<'a> Place<'a> {
     pub fn put(&self, path: &RelPath, node: &Node, contents: &mut Contents) -> Result<()> {
         let shown = self.tree.show(path);
         let parent = self.tree.open_parent(path)?;
-        let temporary = temporary_name(path);
-        self.unlink_any(parent.as_fd(), &temporary, path)?;
+        self.unlink_any(parent.as_fd(), path)?;
         let old = self.stat_at(parent.as_fd(), path)?;
-        unprotected(&parent, path, &shown, || self.create(parent.as_fd(), &temporary, path, node, contents))?;
-        let object = open_object(parent.as_fd(), &temporary).at("openat", &shown)?;
-        self.finish(object.as_fd(), &node.meta, false, old.is_some(), parent.as_fd(), path)?;
-        self.replace(parent.as_fd(), &temporary, path, old)
+        let made = unprotected(&parent, path, &shown, || self.create(parent.as_fd(), path, node, contents))
+            .and_then(|object| self.finish(object.as_fd(), &node.meta, false, parent.as_fd(), path));
+        if let Err(error) = made {
+            // The error that led here is the one to report; what stays is swept by a redo.
+            let _swept = self.unlink_any(parent.as_fd(), path);
+            return Err(error);
+        }
+        self.replace(parent.as_fd(), path, old)
     }
 
     /// Makes `path` another name of what is at `leader`.
@@ -80,15 +87,14 @@ impl<'a> Place<'a> {
     pub fn link(&self, leader: &RelPath, path: &RelPath) -> Result<()> {
         let shown = self.tree.show(path);
         let (from, to) = (self.tree.open_parent(leader)?, self.tree.open_parent(path)?);
-        let temporary = temporary_name(path);
-        self.unlink_any(to.as_fd(), &temporary, path)?;
+        self.unlink_any(to.as_fd(), path)?;
         let old = self.stat_at(to.as_fd(), path)?;
         unprotected(&to, path, &shown, || {
-            Ok(linkat(&from, leader.name(), &to, &temporary, AtFlags::empty()).at("linkat", &shown)?)
+            Ok(linkat(&from, leader.name(), &to, &self.temporary, AtFlags::empty()).at("linkat", &shown)?)
         })?;
-        self.replace(to.as_fd(), &temporary, path, old)?;
+        self.replace(to.as_fd(), path, old)?;
         // rename(2) does nothing when both names are the same inode already.
-        self.unlink_any(to.as_fd(), &temporary, path)
+        self.unlink_any(to.as_fd(), path)
     }
 
     /// Makes a directory be at `path`, replacing anything else; its metadata waits for [`Place::finish_dir`].
@@ -118,7 +124,7 @@ impl<'a> Place<'a> {
         let dir = self.tree.open_dir(path)?;
         let parent = self.tree.open_parent(path)?;
         let shown = self.tree.show(path);
-        let finish = || self.finish(dir.as_fd(), meta, opaque, true, parent.as_fd(), path);
+        let finish = || self.finish(dir.as_fd(), meta, opaque, parent.as_fd(), path);
         unprotected_object(&dir, &shown, finish)
     }
 
@@ -130,7 +136,7 @@ impl<'a> Place<'a> {
         let file = self.tree.open_file(path)?;
         let parent = self.tree.open_parent(path)?;
         let shown = self.tree.show(path);
-        unprotected_object(&file, &shown, || self.finish(file.as_fd(), meta, false, true, parent.as_fd(), path))
+        unprotected_object(&file, &shown, || self.finish(file.as_fd(), meta, false, parent.as_fd(), path))
     }
 
     /// Removes what is at `path`, with everything below it; nothing there is as good. Crosses no mount.
@@ -157,19 +163,13 @@ impl<'a> Place<'a> {
             .at("mknodat", self.tree.show(path))?)
     }
 
-    /// Removes temporary files that a cut left in the directory at `path`.
+    /// Removes the temporary file that a cut left in the directory at `path`.
     ///
     /// # Errors
     /// Any failing call.
     pub fn sweep(&self, path: &RelPath) -> Result<()> {
-        let shown = self.tree.show(path);
         let dir = self.tree.open_dir(path)?;
-        for name in list(dir.as_fd(), &shown)? {
-            if name.as_bytes().starts_with(TEMPORARY.as_bytes()) {
-                remove_at(&dir, &name, &shown.join(&name))?;
-            }
-        }
-        Ok(())
+        remove_at(&dir, &self.temporary, &self.tree.show(path).join(&self.temporary))
     }
 
     /// Sets `chattr +i` and `+a`, after which nothing else can be changed.
@@ -177,7 +177,7 @@ impl<'a> Place<'a> {
     /// # Errors
     /// Any failing call.
     pub fn protect(&self, path: &RelPath, meta: &Meta) -> Result<()> {
-        if self.into == Into::Upper || !(meta.immutable || meta.append_only) {
+        if !matches!(self.into, Into::Lower { .. }) || !(meta.immutable || meta.append_only) {
             return Ok(());
         }
         let shown = self.tree.show(path);
@@ -191,15 +191,10 @@ impl<'a> Place<'a> {
         Ok(ioctl_setflags(&object, flags).at("ioctl FS_IOC_SETFLAGS", &shown)?)
     }
 
-    fn create(
-        &self,
-        parent: BorrowedFd<'_>,
-        name: &OsStr,
-        path: &RelPath,
-        node: &Node,
-        contents: &mut Contents,
-    ) -> Result<()> {
-        let shown = self.tree.show(path);
+    /// Makes the object under the temporary name. The descriptor is that of what was made, whoever may rename what
+    /// in a directory of theirs.
+    fn create(&self, parent: BorrowedFd<'_>, path: &RelPath, node: &Node, contents: &mut Contents) -> Result<OwnedFd> {
+        let (shown, name) = (self.tree.show(path), &self.temporary);
         let private = Mode::RUSR | Mode::WUSR;
         let special = |kind, device| mknodat(parent, name, kind, private, device).at("mknodat", &shown);
         match &node.kind {
@@ -208,6 +203,7 @@ impl<'a> Place<'a> {
                 let file = File::from(openat(parent, name, flags, private).at("openat", &shown)?);
                 contents(path, content, &mut |at, bytes| Ok(file.write_all_at(bytes, at).at("pwrite64", &shown)?))?;
                 file.set_len(content.size).at("ftruncate", &shown)?;
+                return Ok(file.into());
             }
             Kind::Symlink { target } => {
                 symlinkat(OsStr::from_bytes(target), parent, name).at("symlinkat", &shown)?;
@@ -220,24 +216,28 @@ impl<'a> Place<'a> {
             }
             Kind::Dir { .. } => mkdirat(parent, name, Mode::RWXU).at("mkdirat", &shown)?,
         }
-        Ok(())
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let object = openat(parent, name, flags, Mode::empty()).at("openat", &shown)?;
+        let stat = fstat(&object).at("fstat", &shown)?;
+        let is_ours = stat.st_uid == 0
+            && stat.st_nlink == 1
+            && !matches!(FileType::from_raw_mode(stat.st_mode), FileType::RegularFile | FileType::Directory);
+        if is_ours { Ok(object) } else { Err(Errno::STALE).at("openat", shown).map_err(crate::Error::from) }
     }
 
-    /// Metadata, in the one order that works. `existing`: the name stood there before and may have attributes of
-    /// its own to be kept.
+    /// Metadata, in the one order that works.
     fn finish(
         &self,
         object: BorrowedFd<'_>,
         meta: &Meta,
         opaque: bool,
-        existing: bool,
         parent: BorrowedFd<'_>,
         path: &RelPath,
     ) -> Result<()> {
         let shown = self.tree.show(path);
         let handle = Handle::of(object);
         let mut wanted = match self.into {
-            Into::Plain { .. } => meta.xattrs.clone(),
+            Into::Lower { .. } | Into::Copy => meta.xattrs.clone(),
             Into::Upper => express(&Artefacts {
                 xattrs: meta.xattrs.clone(),
                 opaque,
@@ -245,12 +245,10 @@ impl<'a> Place<'a> {
                 append_only: meta.append_only,
             }),
         };
-        if existing && self.into == (Into::Plain { keep_user_xattrs: true }) {
-            let name = if path.is_root() { OsStr::new(".") } else { path.name() };
-            let own: Xattrs = Handle::child(parent, name).read_all().at("listxattr", &shown)?;
-            wanted.extend(own.into_iter().filter(|(name, _)| name.starts_with(b"user.")));
-        }
         let stat = fstat(object).at("fstat", &shown)?;
+        if self.into == (Into::Lower { keep_user_xattrs: true }) {
+            wanted.extend(user_xattrs(parent, path, stat.st_mode).at("listxattr", &shown)?);
+        }
         if (stat.st_uid, stat.st_gid) != (meta.uid, meta.gid) {
             let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
             rustix::fs::chownat(object, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).at("fchownat", &shown)?;
@@ -264,7 +262,12 @@ impl<'a> Place<'a> {
         }
         // Capabilities and ACLs once more although they may be there: chown and chmod changed them.
         for (name, value) in &wanted {
-            handle.write(name, value).at("setxattr", &shown)?;
+            match handle.write(name, value) {
+                Err(_cannot_hold) if self.into == Into::Copy => {}
+                // tmpfs before Linux 6.6; the overlay over it shows none either.
+                Err(Errno::NOTSUP) if self.into == Into::Upper && name.starts_with(b"user.") => {}
+                other => other.at("setxattr", &shown)?,
+            }
         }
         let omit = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
         let modified = Timespec { tv_sec: meta.mtime, tv_nsec: meta.mtime_nsec.into() };
@@ -273,14 +276,14 @@ impl<'a> Place<'a> {
     }
 
     /// The last step of making an object: the temporary name becomes the real one.
-    fn replace(&self, parent: BorrowedFd<'_>, temporary: &OsStr, path: &RelPath, old: Option<Stat>) -> Result<()> {
+    fn replace(&self, parent: BorrowedFd<'_>, path: &RelPath, old: Option<Stat>) -> Result<()> {
         let shown = self.tree.show(path);
         let is_dir = |stat: Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if old.is_some_and(is_dir) {
             remove_at(parent, path.name(), &shown)?;
         }
         unprotected(parent, path, &shown, || {
-            Ok(renameat(parent, temporary, parent, path.name()).at("renameat", &shown)?)
+            Ok(renameat(parent, &self.temporary, parent, path.name()).at("renameat", &shown)?)
         })
     }
 
@@ -291,26 +294,37 @@ impl<'a> Place<'a> {
         }
     }
 
-    fn unlink_any(&self, parent: BorrowedFd<'_>, name: &OsStr, path: &RelPath) -> Result<()> {
-        match unlinkat(parent, name, AtFlags::empty()) {
+    /// Removes the temporary name, if it is there.
+    fn unlink_any(&self, parent: BorrowedFd<'_>, path: &RelPath) -> Result<()> {
+        match unlinkat(parent, &self.temporary, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error).at("unlinkat", self.tree.show(path)).map_err(std::convert::Into::into),
         }
     }
 }
 
-/// A name for the unfinished object at `path`. It only has to differ within one directory, and to be short.
-fn temporary_name(path: &RelPath) -> OsString {
-    let digest = crate::digest::of_bytes(path.name().as_bytes(), 0);
-    format!("{TEMPORARY}{digest:?}").into()
+/// The name of whatever is unfinished in a merge with this token, one at a time in each directory.
+#[must_use]
+pub fn temporary_name(token: Token) -> OsString {
+    format!("{TEMPORARY}{token}").into()
 }
 
-fn open_object(parent: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
-    openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+/// The `user.*` attributes of what stands at `path`, if it is of the kind that replaces it and can have any.
+fn user_xattrs(parent: BorrowedFd<'_>, path: &RelPath, mode: u32) -> rustix::io::Result<Xattrs> {
+    let name = if path.is_root() { OsStr::new(".") } else { path.name() };
+    let kind = FileType::from_raw_mode(mode);
+    match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(old) if FileType::from_raw_mode(old.st_mode) == kind => {}
+        Ok(_) | Err(Errno::NOENT) => return Ok(Xattrs::new()),
+        Err(error) => return Err(error),
+    }
+    let mut own = Handle::child(parent, name).read_all()?;
+    own.retain(|name, _| name.starts_with(b"user."));
+    Ok(own)
 }
 
 /// Runs `act`; if lower's `chattr +i` or `+a` on the directory or on the object forbids it, takes those away first.
-fn unprotected(parent: impl AsFd, path: &RelPath, shown: &Path, mut act: impl FnMut() -> Result<()>) -> Result<()> {
+fn unprotected<T>(parent: impl AsFd, path: &RelPath, shown: &Path, mut act: impl FnMut() -> Result<T>) -> Result<T> {
     match act() {
         Err(error) if is_forbidden(&error) => {}
         other => return other,
@@ -361,8 +375,7 @@ fn remove_at(parent: impl AsFd, name: &OsStr, shown: &Path) -> Result<()> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
         return unprotected(parent, &path, shown, || unlink(AtFlags::empty()));
     }
-    let subtree = Tree::new(parent.try_clone_to_owned().at("fcntl F_DUPFD", shown)?, shown);
-    let dir = subtree.open_dir(&path)?;
+    let dir = open_child_dir(parent, name).at("openat2", shown)?;
     for child in list(dir.as_fd(), shown)? {
         remove_at(&dir, &child, &shown.join(&child))?;
     }

@@ -8,13 +8,13 @@ use std::path::Path;
 use ephemeral_overlay::attributes::{Handle, Xattrs};
 use ephemeral_overlay::error::{At, SystemError};
 use ephemeral_overlay::overlay::{self, Artefacts, is_never_data};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, openat, statat};
+use rustix::fs::{AtFlags, FileType, Stat, statat};
 use rustix::io::Errno;
 
 use crate::entry::{Kind, Meta};
 use crate::error::{Error, Result};
 use crate::path::RelPath;
-use crate::tree::{Tree, list, read_link};
+use crate::tree::{Tree, list, open_child_dir, read_link};
 
 /// How a tree is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub struct Stamp {
     pub nlink: u64,
     /// Length in bytes.
     pub size: u64,
+    /// Allocated units of 512 bytes.
+    pub blocks: u64,
     /// Last modification, seconds and nanoseconds.
     pub mtime: (i64, u64),
     /// Last change of status, seconds and nanoseconds.
@@ -71,9 +73,18 @@ impl Stamp {
             ino: stat.st_ino,
             nlink: unsigned(stat.st_nlink),
             size: unsigned(stat.st_size),
+            blocks: unsigned(stat.st_blocks),
             mtime: (stat.st_mtime, unsigned(stat.st_mtime_nsec)),
             ctime: (stat.st_ctime, unsigned(stat.st_ctime_nsec)),
         }
+    }
+}
+
+impl Stamp {
+    /// The bytes that it takes on disk.
+    #[must_use]
+    pub fn allocated(&self) -> i128 {
+        i128::from(self.blocks) * 512
     }
 }
 
@@ -89,6 +100,19 @@ fn unsigned(value: impl TryInto<u64>) -> u64 {
 /// Any failing call, and in [`View::Upper`] any artefact that is not known.
 pub fn scan(tree: &Tree, view: View) -> Result<Vec<Found>> {
     scan_below(tree, view, &RelPath::root())
+}
+
+/// Whether nothing was renamed, created or removed in any directory of a scan since it was met there.
+///
+/// # Errors
+/// Any failing call.
+pub fn is_unmoved(tree: &Tree, scan: &[Found]) -> Result<bool> {
+    for found in scan.iter().filter(|found| matches!(found.object, Object::Other(Kind::Dir { .. }, _))) {
+        if tree.stat(&found.path)?.map(|stat| Stamp::of(&stat)) != Some(found.stamp) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Walks what is at and below `start`; nothing when nothing is there.
@@ -143,8 +167,7 @@ impl Walk<'_> {
             return Ok(None);
         }
         if file_type == FileType::Directory {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let Some(dir) = look(openat(parent, name, flags, Mode::empty()), "openat", &shown)? else {
+            let Some(dir) = look(open_child_dir(parent, name), "openat2", &shown)? else {
                 return Ok(None);
             };
             // Looked at once more through the descriptor: what is recorded is what is walked.

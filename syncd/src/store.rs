@@ -22,7 +22,7 @@ use ephemeral_overlay::token::Token;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::chain::Chain;
+use crate::chain::{Chain, follows};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::format::Relation;
@@ -211,27 +211,24 @@ impl TargetStore {
         Chain::new(checkpoints, &self.target)
     }
 
-    /// The longest beginning of the chain that is whole.
+    /// The newest full checkpoint that is whole, with what follows it up to the first damaged one.
     ///
     /// # Errors
     /// When the directory cannot be listed.
     pub fn valid_chain(&self, progress: &Progress) -> Result<Option<Chain>> {
-        let mut valid = self.sequences()?.into_iter().map_while(|seq| self.checkpoint(seq).ok()).collect::<Vec<_>>();
-        while !valid.is_empty() {
-            let count = valid.len();
-            match Chain::new(valid, &self.target) {
-                Ok(chain) => return Ok(chain.and_then(|chain| chain.valid_prefix(progress))),
-                Err(_does_not_follow) => {
-                    valid = self
-                        .sequences()?
-                        .into_iter()
-                        .take(count - 1)
-                        .map_while(|seq| self.checkpoint(seq).ok())
-                        .collect();
-                }
+        let all = self.sequences()?;
+        let whole = |seq: u64| self.checkpoint(seq).ok().filter(|checkpoint| checkpoint.verify(progress).is_ok());
+        let is_full = |checkpoint: &Checkpoint| matches!(checkpoint.header.relation, Relation::Full { .. });
+        let Some(first) = all.iter().rev().find_map(|&seq| whole(seq).filter(is_full)) else { return Ok(None) };
+        let number = first.header.sequence;
+        let mut valid = vec![first];
+        for seq in all.into_iter().filter(|&seq| seq > number) {
+            match whole(seq) {
+                Some(next) if valid.last().is_some_and(|last| follows(last, &next)) => valid.push(next),
+                _ => break,
             }
         }
-        Ok(None)
+        Chain::new(valid, &self.target)
     }
 
     fn checkpoint(&self, seq: u64) -> Result<Checkpoint> {
@@ -252,8 +249,20 @@ impl TargetStore {
     /// # Errors
     /// When the store cannot be read.
     pub fn next_sequence(&self) -> Result<u64> {
-        let used: u64 = durable::read_record(&self.directory, SEQUENCE)?.unwrap_or(0);
-        Ok(self.sequences()?.last().copied().unwrap_or(0).max(used) + 1)
+        Ok(self.sequences()?.last().copied().unwrap_or(0).max(self.used_number()?) + 1)
+    }
+
+    /// The last number that outlived its checkpoint. A damaged record is made up for by what bears a number.
+    fn used_number(&self) -> Result<u64> {
+        match durable::read_record(&self.directory, SEQUENCE) {
+            Err(Error::Damaged { .. }) => {
+                let mut all = names(&self.directory.join("aside"))?;
+                all.extend(names(&self.directory.join("conflicts"))?);
+                let numbers = all.iter().flat_map(|name| name.split(['-', '.'])).filter_map(|part| part.parse().ok());
+                Ok(numbers.max().unwrap_or(0))
+            }
+            other => Ok(other?.unwrap_or(0)),
+        }
     }
 
     /// Removes the checkpoints before `seq`, which a full one superseded.
@@ -267,12 +276,18 @@ impl TargetStore {
         Ok(())
     }
 
-    /// The mark of a merge that began.
+    /// The mark of a merge that began. A damaged one still says that much.
     ///
     /// # Errors
     /// When it is there and cannot be read.
     pub fn marker(&self) -> Result<Option<Marker>> {
-        durable::read_record(&self.directory, MERGING)
+        match durable::read_record(&self.directory, MERGING) {
+            Err(Error::Damaged { path, .. }) => {
+                let next_token = Token::random().at("getrandom", path)?;
+                Ok(Some(Marker { first: 0, last: u64::MAX, next_token, left_alone: Vec::new() }))
+            }
+            other => other,
+        }
     }
 
     /// Marks that a merge begins.
@@ -295,8 +310,8 @@ impl TargetStore {
     }
 
     fn keep_number(&self, last: u64) -> Result<()> {
-        let used: u64 = durable::read_record(&self.directory, SEQUENCE)?.unwrap_or(0);
-        if used < last { durable::write_record(&self.directory, SEQUENCE, &last) } else { Ok(()) }
+        let is_kept = matches!(durable::read_record(&self.directory, SEQUENCE), Ok(Some(used)) if last <= used);
+        if is_kept { Ok(()) } else { durable::write_record(&self.directory, SEQUENCE, &last.max(self.used_number()?)) }
     }
 
     /// Moves the chain and the marks away, for somebody to look at; returns where to. The numbers go on.
@@ -317,12 +332,24 @@ impl TargetStore {
     /// # Errors
     /// When a file cannot be moved.
     pub fn set_aside_after(&self, last: u64) -> Result<Option<PathBuf>> {
-        let after: Vec<_> = self.sequences()?.into_iter().filter(|&seq| seq > last).collect();
-        let (Some(first), Some(newest)) = (after.first(), after.last()) else { return Ok(None) };
+        self.move_aside(self.sequences()?.into_iter().filter(|&seq| seq > last).collect())
+    }
+
+    /// Moves the checkpoints before `seq` away; returns where to, if there are any.
+    ///
+    /// # Errors
+    /// When a file cannot be moved.
+    pub fn set_aside_before(&self, seq: u64) -> Result<Option<PathBuf>> {
+        self.move_aside(self.sequences()?.into_iter().filter(|&old| old < seq).collect())
+    }
+
+    fn move_aside(&self, all: Vec<u64>) -> Result<Option<PathBuf>> {
+        let (Some(first), Some(newest)) = (all.first(), all.last()) else { return Ok(None) };
         self.keep_number(*newest)?;
         let aside = self.directory.join("aside").join(format!("{first}-{newest}"));
         durable::create_directory(&aside)?;
-        for name in after.iter().map(|&seq| Self::file_name(seq)) {
+        // The newest first: what a cut leaves is a chain still.
+        for name in all.iter().rev().map(|&seq| Self::file_name(seq)) {
             durable::rename(&self.directory.join(&name), &aside.join(&name))?;
         }
         Ok(Some(aside))

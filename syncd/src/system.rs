@@ -1,9 +1,11 @@
 //! One system as the commands see it: its layout, its configuration, and whether it is the one that booted.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::Layout;
 use ephemeral_overlay::config::Config;
+use ephemeral_overlay::error::At;
 use ephemeral_overlay::layout::{LoadError, STORE_DIR};
 use ephemeral_overlay::state::BootState;
 use rustix::fs::OFlags;
@@ -38,6 +40,9 @@ impl System {
         let layout = Layout::new(root, run_dir, config);
         let live = run_dir.is_some() || std::fs::canonicalize(root).is_ok_and(|path| path == Path::new("/"));
         let boot = if live { BootState::read(&layout.boot_state())? } else { None };
+        let stat = std::fs::metadata(root).at("stat", root)?;
+        // A chroot may see the run directory of the system around it.
+        let boot = boot.filter(|boot| boot.root == (stat.dev(), stat.ino()));
         let (config, config_error) = match layout.load_config() {
             Ok(config) => (config, None),
             Err(error) => (Config::default(), Some(error)),

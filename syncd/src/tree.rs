@@ -120,6 +120,15 @@ impl Tree {
     }
 }
 
+/// Opens the directory `name` (or `.`) of a directory: no symlink is followed, no mount entered.
+///
+/// # Errors
+/// Whatever openat2(2) says: `ELOOP` for a symlink, `EXDEV` for a mount.
+pub fn open_child_dir(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    openat2(dir, name, DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
 /// The names in a directory, sorted.
 ///
 /// # Errors

@@ -16,10 +16,14 @@ pub(crate) struct Binaries {
 }
 
 impl Binaries {
-    /// Builds them, once.
-    pub(crate) fn get() -> &'static Self {
-        static BUILT: OnceLock<Binaries> = OnceLock::new();
-        BUILT.get_or_init(|| Self { directory: build().expect("the static programs can be built") })
+    /// Builds them, once; what went wrong is told once.
+    pub(crate) fn get() -> Result<&'static Self> {
+        static BUILT: OnceLock<Option<Binaries>> = OnceLock::new();
+        let built = BUILT.get_or_init(|| {
+            let built = build().map(|directory| Self { directory });
+            built.inspect_err(|error| eprintln!("the static programs cannot be built: {error:#}")).ok()
+        });
+        built.as_ref().context("the static programs could not be built; the reason stands above")
     }
 
     /// The program of this name.

@@ -1,28 +1,92 @@
 //! The boots. Each test says the end state that it wants.
 
+mod cut;
+mod damage;
+mod harness;
+mod power;
+mod refusal;
+
+use crate::console::Console;
+use crate::disk::Disk;
 use crate::kernel::Kernel;
 use crate::machine::{Boot, Machine};
 
 /// A test on one kernel.
 pub(crate) type Case = fn(&'static Kernel);
 
-pub(crate) const CASES: &[(&str, Case)] = &[("fresh_boot", fresh_boot)];
+/// All of them, with the module that each is in.
+pub(crate) const CASES: [(&str, &[(&str, Case)]); 5] = [
+    ("harness", harness::CASES),
+    ("power", power::CASES),
+    ("refusal", refusal::CASES),
+    ("damage", damage::CASES),
+    ("cut", cut::CASES),
+];
 
-/// The overlays and the tmpfs folders are there before the root's init does anything; the disk has not changed.
-fn fresh_boot(kernel: &'static Kernel) {
-    let mut machine = Machine::new(kernel, "fresh_boot", &[("/etc/hello", "from disk\n")]);
-    let console = machine.boot(Boot::default(), "mounts\ncat /etc/hello\nshutdown");
-    for (path, kind) in [
-        ("/etc", "overlay"),
-        ("/var/log", "overlay"),
-        ("/tmp", "tmpfs"),
-        ("/var/tmp", "tmpfs"),
-        ("/var/cache", "tmpfs"),
-    ] {
-        console.expect(console.mounts(path).iter().any(|mount| mount.starts_with(kind)), &format!("{path}: no {kind}"));
+/// What is in `/etc` of a fresh disk.
+const FILES: [(&str, &str); 2] = [("/etc/kept", "disk\n"), ("/etc/removed", "disk\n")];
+/// Changes of every kind.
+const CHANGE: &str = "write /etc/kept ram\nwrite /etc/new ram\nremove /etc/removed\nwrite /var/log/log ram";
+/// Shows what `CHANGE` changes.
+const LOOK: &str = "mounts\ncat /etc/kept\ncat /etc/new\ncat /etc/removed\ncat /var/log/log";
+/// Takes a checkpoint.
+const CHECKPOINT: &str = "run syncd checkpoint";
+
+/// A machine with `FILES` on its disk.
+fn machine(kernel: &'static Kernel, name: &str) -> Machine {
+    Machine::new(kernel, name, &FILES)
+}
+
+/// A machine that was cut off with a checkpoint pending: its disk is the old one, the checkpoint has `CHANGE`.
+fn machine_with_checkpoint(kernel: &'static Kernel, name: &str) -> Machine {
+    let mut machine = machine(kernel, name);
+    let console = machine.boot_and_cut(Boot::default(), &format!("{CHANGE}\n{CHECKPOINT}"));
+    console.expect(console.exits() == ["0"], "the checkpoint failed");
+    machine
+}
+
+/// The overlays are there.
+#[track_caller]
+fn expect_overlays(console: &Console) {
+    for target in ["/etc", "/var/log"] {
+        let mounts = console.mounts(target);
+        console.expect(
+            mounts.len() == 1 && mounts[0].starts_with("overlay "),
+            &format!("{target}: no overlay, or not one: {mounts:?}"),
+        );
     }
-    assert_eq!(console.file("/etc/hello").as_deref(), Some("from disk"));
-    let disk = machine.disk();
-    assert_eq!(disk.file("/etc/hello").as_deref(), Some("from disk"));
-    assert_eq!(disk.pending("/etc"), 0);
+}
+
+/// Nothing of ours is mounted.
+#[track_caller]
+fn expect_nothing_mounted(console: &Console) {
+    for path in ["/etc", "/var/log", "/tmp", "/var/tmp", "/var/cache"] {
+        let mounts = console.mounts(path);
+        console.expect(mounts.is_empty(), &format!("something is mounted on {path}: {mounts:?}"));
+    }
+}
+
+/// What the system saw is the disk of the beginning, or that with `CHANGE`.
+#[track_caller]
+fn expect_view(console: &Console, changed: bool) {
+    let files = ["/etc/kept", "/etc/new", "/etc/removed", "/var/log/log"].map(|path| console.file(path));
+    console.expect(files.each_ref().map(Option::as_deref) == state(changed), &format!("it saw {files:?}"));
+}
+
+/// What is on the disk is the state of the beginning, or that with `CHANGE`.
+#[track_caller]
+fn expect_disk(disk: &Disk, changed: bool) {
+    let files = ["/etc/kept", "/etc/new", "/etc/removed", "/var/log/log"].map(|path| disk.file(path));
+    assert_eq!(files.each_ref().map(Option::as_deref), state(changed), "on disk");
+}
+
+fn state(changed: bool) -> [Option<&'static str>; 4] {
+    if changed { [Some("ram"), Some("ram"), None, Some("ram")] } else { [Some("disk"), None, Some("disk"), None] }
+}
+
+/// How many checkpoints wait for each target.
+#[track_caller]
+fn expect_pending(disk: &Disk, count: usize) {
+    let pending = ["/etc", "/var/log"].map(|target| disk.checkpoints(target).len());
+    assert_eq!(pending, [count; 2], "pending checkpoints of /etc and /var/log");
 }

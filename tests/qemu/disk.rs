@@ -59,19 +59,23 @@ impl Disk {
         Some(text.trim_end_matches('\n').to_owned())
     }
 
-    /// How many checkpoints of a target wait in the store.
-    pub(crate) fn pending(&self, target: &str) -> usize {
-        self.checkpoints(target).len()
+    /// Whether a merge of a target has begun and not ended.
+    pub(crate) fn is_half_merged(&self, target: &str) -> bool {
+        self.store(target).join("merging").exists()
     }
 
     /// The names of a target's checkpoint files, sorted.
     pub(crate) fn checkpoints(&self, target: &str) -> Vec<String> {
-        let name = ephemeral_overlay::layout::target_name(Path::new(target));
-        let store = self.at("/persist/ephemeral-overlay/targets").join(name);
-        let Ok(entries) = fs::read_dir(store) else { return Vec::new() };
+        let Ok(entries) = fs::read_dir(self.store(target)) else { return Vec::new() };
         let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
-        let mut names: Vec<String> = names.filter(|name| name.ends_with(".ckpt")).collect();
+        let mut names: Vec<String> =
+            names.filter(|name| Path::new(name).extension().is_some_and(|extension| extension == "ckpt")).collect();
         names.sort();
         names
+    }
+
+    fn store(&self, target: &str) -> PathBuf {
+        let name = ephemeral_overlay::layout::target_name(Path::new(target));
+        self.at("/persist/ephemeral-overlay/targets").join(name)
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::binaries::Binaries;
 use crate::cpio::Archive;
 use crate::kernel::{Kernel, decompressed, module_name};
-use crate::tools::{self, kept, repository, run};
+use crate::tools::{self, repository, run};
 
 /// What the root disk takes. Modules that a kernel has built in are left out.
 const DISK: [&str; 2] = ["virtio_pci", "virtio_blk"];
@@ -25,13 +25,9 @@ pub(crate) enum Flavour {
     WithoutOverlay,
 }
 
-/// Our package, as it lies installed.
-fn stage() -> Result<PathBuf> {
-    let stage = kept("stage");
-    if stage.exists() {
-        fs::remove_dir_all(&stage).with_context(|| format!("rm -r {}", stage.display()))?;
-    }
-    let binaries = Binaries::get();
+/// Puts our package into `stage`, as it lies installed.
+fn install(stage: &Path) -> Result<()> {
+    let binaries = Binaries::get()?;
     let packaged = repository().join("mkinitcpio");
     let installed = [
         (binaries.path("early"), "usr/lib/ephemeral-overlay/initramfs/early"),
@@ -44,7 +40,7 @@ fn stage() -> Result<PathBuf> {
         fs::create_dir_all(to.parent().context("a parent")?)?;
         fs::copy(&source, &to).with_context(|| format!("copy {}", source.display()))?;
     }
-    Ok(stage)
+    Ok(())
 }
 
 /// One thing that the install script asks for.
@@ -56,12 +52,11 @@ enum Request {
     Module(String),
 }
 
-/// Runs the install script.
-fn requests() -> Result<Vec<Request>> {
-    let stage = stage()?;
+/// Runs the install script on what lies in `stage`.
+fn requests(stage: &Path) -> Result<Vec<Request>> {
     let driver = repository().join("tests/qemu/mkinitcpio.bash");
     let script = stage.join("usr/lib/initcpio/install").join(HOOK);
-    let record = run("bash", &[driver.as_path(), &script, &stage, Path::new("busybox")])?;
+    let record = run("bash", &[driver.as_path(), &script, stage, Path::new("busybox")])?;
     String::from_utf8(record)?.lines().map(parse).collect()
 }
 
@@ -82,7 +77,9 @@ pub(crate) fn build(kernel: &Kernel, flavour: Flavour) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     skeleton(&mut archive)?;
     let mut modules: Vec<String> = DISK.map(str::to_owned).to_vec();
-    for request in requests()? {
+    let stage = tempfile::Builder::new().prefix("eo-stage-").tempdir().context("mkdtemp")?;
+    install(stage.path())?;
+    for request in requests(stage.path())? {
         match request {
             Request::File { source, to, mode } => {
                 let contents = fs::read(&source).with_context(|| format!("read {}", source.display()))?;

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -27,6 +28,9 @@ pub(crate) struct Machine {
     boots: usize,
 }
 
+/// What tells `early` that a root is one of ours.
+pub(crate) const COUNTERPART: &str = ephemeral_overlay::layout::COUNTERPART;
+
 /// How a machine is booted. The default is an ordinary boot with a writable root.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Boot<'a> {
@@ -46,11 +50,13 @@ impl Default for Boot<'_> {
 
 impl Machine {
     /// A machine with a small system on its disk, and `files` (path, contents) in it.
+    #[track_caller]
     pub(crate) fn new(kernel: &'static Kernel, name: &str, files: &[(&str, &str)]) -> Self {
         let directory = tempfile::Builder::new().prefix("eo-qemu-").tempdir().expect("mkdtemp");
         let root = directory.path().join("root");
-        install(&root, files).expect("the root can be put together");
-        Disk::create(&directory.path().join("disk"), &root).expect("the disk can be made");
+        install(&root, files).unwrap_or_else(|error| panic!("the root: {error:#}"));
+        Disk::create(&directory.path().join("disk"), &root).unwrap_or_else(|error| panic!("the disk: {error:#}"));
+        fs::remove_dir_all(root).expect("the root is not needed any more");
         Self { kernel, name: format!("{}-{name}", kernel.series), directory, boots: 0 }
     }
 
@@ -123,7 +129,10 @@ fn initramfs_of(kernel: &Kernel, flavour: Flavour) -> Result<PathBuf> {
     }
     let archive = initramfs::build(kernel, flavour).context("assembling the initramfs")?;
     let path = kept(&format!("initramfs-{}-{flavour:?}.cpio", kernel.series));
-    fs::write(&path, archive).with_context(|| format!("write {}", path.display()))?;
+    // By a rename: another run may be booting from the old one.
+    let mut file = tempfile::NamedTempFile::new_in(kept("")).context("mkstemp")?;
+    file.write_all(&archive).context("write an initramfs")?;
+    file.persist(&path).with_context(|| format!("rename to {}", path.display()))?;
     built.insert((kernel.series, flavour), path.clone());
     Ok(path)
 }
@@ -141,7 +150,7 @@ fn install(root: &Path, files: &[(&str, &str)]) -> Result<()> {
     for link in ["bin", "sbin"] {
         symlink("usr/bin", root.join(link)).with_context(|| format!("symlink {link}"))?;
     }
-    let binaries = Binaries::get();
+    let binaries = Binaries::get()?;
     let busybox = which("busybox").context("busybox is not installed")?;
     for (source, name) in
         [(binaries.path("qemu-guest"), "init"), (binaries.path("syncd"), "syncd"), (busybox, "busybox")]
@@ -149,13 +158,19 @@ fn install(root: &Path, files: &[(&str, &str)]) -> Result<()> {
         fs::copy(&source, root.join("usr/bin").join(name)).with_context(|| format!("copy {}", source.display()))?;
     }
     symlink("busybox", root.join("usr/bin/sh")).context("symlink sh")?;
+    // Another init, and so another file.
+    fs::copy(binaries.path("qemu-guest"), root.join("usr/bin/not-init")).context("copy not-init")?;
     // What tells `early` that this root has a syncd that reads its checkpoints.
     let format = format!("format = {}\n", ephemeral_overlay::CHECKPOINT_FORMAT);
-    let counterpart = ("/usr/lib/ephemeral-overlay/counterpart", format.as_str());
-    for (path, contents) in files.iter().chain([&counterpart]) {
+    let counterpart = (COUNTERPART, format.as_str());
+    // An empty one takes what is there by default away.
+    for (path, contents) in [counterpart].iter().chain(files) {
         let path = root.join(path.trim_start_matches('/'));
         fs::create_dir_all(path.parent().context("a parent")?)?;
         fs::write(&path, contents).with_context(|| format!("write {}", path.display()))?;
+        if contents.starts_with("#!") {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        }
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ mod vm;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
+use cases::Case;
 use kernel::Kernel;
 use libtest_mimic::{Arguments, Trial};
 
@@ -59,8 +60,13 @@ fn main() -> ExitCode {
         }
     }
     for (series, cell) in &KERNELS {
-        let names: Vec<String> = cases::CASES.iter().map(|(name, _)| format!("linux_{series}::{name}")).collect();
-        let wanted = names.iter().any(|name| args.filter.as_ref().is_none_or(|filter| name.contains(filter)));
+        let cases: Vec<(String, Case)> = cases::CASES
+            .iter()
+            .flat_map(|(module, cases)| {
+                cases.iter().map(move |(name, case)| (format!("linux_{series}::{module}::{name}"), *case))
+            })
+            .collect();
+        let wanted = cases.iter().any(|(name, _)| args.filter.as_ref().is_none_or(|filter| name.contains(filter)));
         let kernel = if args.list || !wanted { Err(String::new()) } else { available(series, cell) };
         if let Err(reason) = kernel.as_ref()
             && !reason.is_empty()
@@ -72,7 +78,7 @@ fn main() -> ExitCode {
             }
             eprintln!("the boots of Linux {series} are ignored: {reason}");
         }
-        for (name, &(_, case)) in names.into_iter().zip(cases::CASES) {
+        for (name, case) in cases {
             let kernel = kernel.as_ref().ok().copied();
             let run = move || {
                 case(kernel.expect("an ignored test does not run"));

@@ -4,16 +4,23 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use ephemeral_overlay::CHECKPOINT_FORMAT;
-use syncd::Error;
 use syncd::checkpoint::{ChangeKind, CheckpointOptions, CheckpointStats, own_log, take};
+use syncd::path::RelPath;
 use syncd::store::Store;
 use syncd::system::System;
+use syncd::{Error, death};
 
 use super::report::{TargetReport, finish};
 use super::{Outcome, say};
 
 pub(crate) fn run(system: &System, targets: &[PathBuf], dry_run: bool, json: bool) -> anyhow::Result<Outcome> {
     let mounted = system.mounted_targets(targets)?;
+    if system.live {
+        let unknown = death::unknown_overlays(&system.layout, system.boot.as_ref())?;
+        if !unknown.is_empty() {
+            return Err(Error::UnknownOverlays { targets: unknown.join(", ") }.into());
+        }
+    }
     if mounted.is_empty() {
         tracing::info!("nothing is in RAM: {}", why_nothing(system));
     }
@@ -29,7 +36,8 @@ pub(crate) fn run(system: &System, targets: &[PathBuf], dry_run: bool, json: boo
     let store = store.unwrap_or_else(|| Store::absent(&store_path));
     let mut reports = Vec::new();
     for target in mounted {
-        let result = one(system, &store, &target, dry_run);
+        let own_log = own_log(&target, &system.config.log.file);
+        let result = one(system, &store, &target, dry_run, own_log);
         let report = match result {
             Ok(stats) => report(&target, &stats, dry_run, json),
             Err(error) => TargetReport::new(&target, Outcome::Failed, format!("{:#}", anyhow::Error::from(error))),
@@ -43,17 +51,19 @@ pub(crate) fn run(system: &System, targets: &[PathBuf], dry_run: bool, json: boo
     finish(reports, json)
 }
 
-/// Takes a checkpoint of one target.
-pub(crate) fn one(system: &System, store: &Store, target: &Path, dry_run: bool) -> syncd::Result<CheckpointStats> {
+/// Takes a checkpoint of one target. A change of nothing but `own_log` is no reason to write.
+pub(crate) fn one(
+    system: &System,
+    store: &Store,
+    target: &Path,
+    dry_run: bool,
+    own_log: Option<RelPath>,
+) -> syncd::Result<CheckpointStats> {
     if let Some(boot) = system.boot.as_ref().filter(|boot| boot.checkpoint_format < CHECKPOINT_FORMAT) {
         return Err(Error::OldInitramfs { reads: boot.checkpoint_format });
     }
     let (upper, lower) = system.upper_and_lower(target)?;
-    let options = CheckpointOptions {
-        dry_run,
-        compression: system.config.checkpoint.compression,
-        own_log: own_log(target, &system.config.log.file),
-    };
+    let options = CheckpointOptions { dry_run, compression: system.config.checkpoint.compression, own_log };
     take(&store.target(target), &upper, &lower, &options)
 }
 
@@ -84,7 +94,7 @@ fn why_nothing(system: &System) -> &'static str {
     }
 }
 
-fn report(target: &Path, stats: &CheckpointStats, dry_run: bool, json: bool) -> TargetReport {
+pub(crate) fn report(target: &Path, stats: &CheckpointStats, dry_run: bool, json: bool) -> TargetReport {
     let mut words = Vec::new();
     if let Some(healed) = &stats.healed {
         words.push(format!("the earlier checkpoints were of no use ({healed}) and are replaced by a full one"));
@@ -112,6 +122,9 @@ fn report(target: &Path, stats: &CheckpointStats, dry_run: bool, json: bool) -> 
         [("changed while it was read", &stats.fuzzy), ("was moving, its loss is not recorded", &stats.disputed)]
     {
         words.extend(paths.iter().map(|path| format!("{} {what}", path.below(target).display())));
+    }
+    if stats.unsettled {
+        words.push("names never stood still while they were read; one that was being moved may be missing".to_owned());
     }
     if dry_run && !json {
         for (path, kind) in &stats.changes {

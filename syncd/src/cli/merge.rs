@@ -27,7 +27,7 @@ pub(crate) fn run(
 }
 
 pub(crate) fn set_aside(system: &System, targets: &[PathBuf], json: bool) -> anyhow::Result<Outcome> {
-    for_each(system, targets, json, move_away)
+    for_each(system, targets, json, |store, target| move_away(system, store, target))
 }
 
 /// Does something with every target that may have something in the store, and reports what became of each.
@@ -91,7 +91,11 @@ pub(crate) fn one(
     let seen = Tree::new(system.layout.open_dir(target)?, &system.layout.below_root(target));
     death::prove(&system.layout, target, state, &seen)?;
     if state.is_some() {
-        checkpoint::one(system, store, target, false)?;
+        // The last one: our own log counts as everything else does.
+        let stats = checkpoint::one(system, store, target, false, None)?;
+        if !stats.is_exact() || stats.healed.is_some() {
+            checkpoint::report(target, &stats, false, false).say();
+        }
     }
     let ran_from_disk = part.booted_from_disk() || (system.live && state.is_none());
     let winner = if ran_from_disk { Winner::Disk } else { Winner::Ram };
@@ -117,10 +121,14 @@ fn discard(system: &System, target: &Path) -> syncd::Result<()> {
     Ok(())
 }
 
-fn move_away(store: &Store, target: &Path) -> syncd::Result<Option<TargetReport>> {
+fn move_away(system: &System, store: &Store, target: &Path) -> syncd::Result<Option<TargetReport>> {
     let part = store.target(target);
-    if part.sequences()?.is_empty() {
+    if part.sequences()?.is_empty() && part.marker()?.is_none() {
         return Ok(None);
+    }
+    if system.boot.as_ref().is_some_and(|boot| boot.target(target).is_some()) {
+        let why = "it is in RAM, and a power cut would leave nothing of it".to_owned();
+        return Err(Error::Alive { target: target.to_path_buf(), why });
     }
     let aside = part.set_aside()?;
     let message = format!("its checkpoints were moved to {}", aside.display());
@@ -134,12 +142,24 @@ fn report(target: &Path, stats: &MergeStats, winner: Winner) -> TargetReport {
         (count, _) => format!("{count} checkpoints merged, {} paths", stats.paths),
     }];
     if let Some(aside) = &stats.set_aside {
-        let why = if stats.checkpoints == 0 {
-            "the checkpoints do not belong to this state of the disk"
-        } else {
-            "the rest of the checkpoints is damaged"
+        let why = match stats.checkpoints {
+            0 => "the checkpoints do not belong to this state of the disk",
+            _ if stats.left.is_empty() => "the rest of the checkpoints is damaged",
+            _ => "not everything in the checkpoints could be merged",
         };
         words.push(format!("{why}; they were moved to {}", aside.display()));
+    }
+    for (path, why) in &stats.left {
+        words.push(format!(
+            "{} cannot be on this disk ({why}) and is in those checkpoints only",
+            path.below(target).display()
+        ));
+    }
+    if stats.mixed {
+        words.push(
+            "an earlier merge had begun with what is set aside now: see what it holds before you use the directory"
+                .to_owned(),
+        );
     }
     let kept = match winner {
         Winner::Ram => "what was in RAM was kept",

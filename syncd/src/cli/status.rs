@@ -7,6 +7,7 @@ use comfy_table::{Table, presets};
 use ephemeral_overlay::error::At;
 use rustix::fs::statvfs;
 use serde::Serialize;
+use syncd::checkpoint::own_log;
 use syncd::store::Store;
 use syncd::system::System;
 
@@ -115,16 +116,18 @@ fn ram(path: &Path) -> anyhow::Result<Ram> {
 fn target(system: &System, store: &Store, path: &Path, mounted: bool) -> Target {
     let part = store.target(path);
     let mut problems = Vec::new();
-    let unsaved = mounted.then(|| checkpoint::one(system, store, path, true)).and_then(|result| match result {
-        Ok(stats) => {
-            problems.extend(stats.healed);
-            Some(stats.changes.len())
-        }
-        Err(error) => {
-            problems.push(format!("{:#}", anyhow::Error::from(error)));
-            None
-        }
-    });
+    let unsaved = mounted
+        .then(|| checkpoint::one(system, store, path, true, own_log(path, &system.config.log.file)))
+        .and_then(|result| match result {
+            Ok(stats) => {
+                problems.extend(stats.healed);
+                Some(stats.changes.len())
+            }
+            Err(error) => {
+                problems.push(format!("{:#}", anyhow::Error::from(error)));
+                None
+            }
+        });
     let (pending, pending_bytes) = match part.chain() {
         Ok(chain) => chain.map_or((0, 0), |chain| (chain.checkpoints().len(), chain.bytes())),
         Err(error) => {

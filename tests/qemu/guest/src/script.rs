@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::{say, shutdown};
+
+/// Where programs are.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";
 
 /// Carries out one command. What it saw is said; it fails only when it could not be carried out.
 pub(crate) fn execute(line: &str) -> Result<()> {
@@ -21,7 +23,8 @@ pub(crate) fn execute(line: &str) -> Result<()> {
         "cat" => cat(rest),
         "list" => list(rest),
         "mounts" => mounts(),
-        "run" => run(rest),
+        "run" => run(&mut program(rest)?),
+        "sh" => run(Command::new("/bin/sh").args(["-c", rest])),
         "spawn" => spawn(rest),
         "sync" => {
             rustix::fs::sync();
@@ -83,21 +86,21 @@ fn mounts() -> Result<()> {
     Ok(())
 }
 
-fn command(rest: &str) -> Result<Command> {
+/// The program and the arguments in `rest`.
+fn program(rest: &str) -> Result<Command> {
     let mut words = rest.split_whitespace();
     let mut command = Command::new(words.next().context("a program is missing")?);
-    command.args(words).env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin").stdin(Stdio::null());
+    command.args(words);
     Ok(command)
 }
 
-/// `run PROGRAM ARGUMENTS`: `OUT LINE` for each line that it writes, then `EXIT CODE`.
-fn run(rest: &str) -> Result<()> {
+/// `run PROGRAM ARGUMENTS`, `sh COMMAND LINE`: `OUT LINE` for each line that it writes, then `EXIT CODE`.
+fn run(command: &mut Command) -> Result<()> {
     let (reader, writer) = std::io::pipe()?;
-    let mut command = command(rest)?;
-    command.stdout(writer.try_clone()?).stderr(writer);
-    let mut child = command.spawn().with_context(|| format!("execve {rest}"))?;
+    command.env("PATH", PATH).stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn().context("execve")?;
     // The pipe ends when no copy of its writing end is left.
-    drop(command);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
     for line in BufReader::new(reader).split(b'\n') {
         say(&format!("OUT {}", String::from_utf8_lossy(&line?)));
     }
@@ -111,7 +114,7 @@ fn run(rest: &str) -> Result<()> {
 /// `spawn PROGRAM ARGUMENTS`: in the background, until the shutdown.
 fn spawn(rest: &str) -> Result<()> {
     // Whom nobody waits for, the shutdown kills.
-    drop(command(rest)?.spawn().with_context(|| format!("execve {rest}"))?);
+    drop(program(rest)?.env("PATH", PATH).stdin(Stdio::null()).spawn().context("execve")?);
     Ok(())
 }
 
@@ -119,5 +122,5 @@ fn spawn(rest: &str) -> Result<()> {
 fn hold(name: &str) -> Result<()> {
     say(&format!("MARK {name}"));
     std::thread::sleep(Duration::from_secs(60));
-    bail!("nobody killed the machine; is there {}?", Path::new("the harness").display())
+    bail!("nobody cut the power")
 }

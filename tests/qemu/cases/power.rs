@@ -1,0 +1,119 @@
+//! Boots, power cuts and clean shutdowns of a healthy machine.
+
+use super::{
+    CHANGE, CHECKPOINT, Case, Kernel, LOOK, expect_disk, expect_overlays, expect_pending, expect_view, machine,
+    machine_with_checkpoint,
+};
+use crate::machine::{Boot, Machine};
+
+pub(crate) const CASES: &[(&str, Case)] = &[
+    ("a_fresh_boot_mounts_everything", fresh_boot),
+    ("a_checkpoint_survives_a_power_cut", checkpoint_and_cut),
+    ("without_a_checkpoint_a_power_cut_loses_it", cut_without_checkpoint),
+    ("a_poweroff_without_the_last_stage_leaves_the_checkpoint", poweroff_without_last_stage),
+    ("the_last_stage_leaves_nothing_pending", last_stage),
+    ("a_read_only_root_shows_the_checkpoint", read_only_root),
+    ("a_kernel_without_random_numbers_boots", no_entropy),
+];
+
+/// What runs last in a shutdown.
+const LAST_STAGE: (&str, &str) =
+    ("/usr/lib/systemd/system-shutdown/ephemeral-overlay", include_str!("../../../systemd/system-shutdown.sh"));
+
+/// The overlays and the tmpfs folders are there before the root's init does anything; the disk keeps its contents.
+fn fresh_boot(kernel: &'static Kernel) {
+    let mut machine = machine(kernel, "fresh_boot");
+    let console = machine.boot(Boot::default(), &format!("{LOOK}\nrun syncd status\nshutdown"));
+    expect_overlays(&console);
+    for path in ["/tmp", "/var/tmp", "/var/cache"] {
+        console.expect(console.mounts(path).iter().any(|mount| mount.starts_with("tmpfs ")), path);
+    }
+    expect_view(&console, false);
+    console.expect(console.exits() == ["0"], "syncd status has something to complain about");
+    let disk = machine.disk();
+    expect_disk(&disk, false);
+    expect_pending(&disk, 0);
+}
+
+/// Cut: the disk is the old one. Next boot: exactly the checkpoint, on disk too, and nothing is pending.
+fn checkpoint_and_cut(kernel: &'static Kernel) {
+    let mut machine = machine(kernel, "checkpoint_and_cut");
+    let script = format!("{CHANGE}\n{CHECKPOINT}\nwrite /etc/kept later\nwrite /etc/late later");
+    let console = machine.boot_and_cut(Boot::default(), &script);
+    console.expect(console.exits() == ["0"], "the checkpoint failed");
+    let disk = machine.disk();
+    expect_disk(&disk, false);
+    expect_pending(&disk, 1);
+
+    let console = machine.boot(Boot::default(), &format!("{LOOK}\ncat /etc/late"));
+    expect_overlays(&console);
+    expect_view(&console, true);
+    assert_eq!(console.file("/etc/late"), None);
+    let disk = machine.disk();
+    expect_disk(&disk, true);
+    expect_pending(&disk, 0);
+}
+
+/// Cut: the disk and the next boot are the old ones.
+fn cut_without_checkpoint(kernel: &'static Kernel) {
+    let mut machine = machine(kernel, "cut_without_checkpoint");
+    machine.boot_and_cut(Boot::default(), &format!("{CHANGE}\nsync"));
+    let console = machine.boot(Boot::default(), LOOK);
+    expect_overlays(&console);
+    expect_view(&console, false);
+    expect_disk(&machine.disk(), false);
+}
+
+/// Nothing runs at the end: the disk is the old one, the checkpoint is pending, the next boot shows and merges it.
+fn poweroff_without_last_stage(kernel: &'static Kernel) {
+    let mut machine = machine(kernel, "poweroff_without_last_stage");
+    let console = machine.boot(Boot::default(), &format!("{CHANGE}\n{CHECKPOINT}\nwrite /etc/late later\nshutdown"));
+    console.expect(!console.says("BUSY"), "something could not be unmounted");
+    let disk = machine.disk();
+    expect_disk(&disk, false);
+    expect_pending(&disk, 1);
+    let console = machine.boot(Boot::default(), &format!("{LOOK}\ncat /etc/late\nshutdown"));
+    expect_view(&console, true);
+    assert_eq!(console.file("/etc/late"), None);
+    expect_disk(&machine.disk(), true);
+}
+
+/// What was written last, without any checkpoint, is on disk; nothing is pending; a boot without us shows the same.
+fn last_stage(kernel: &'static Kernel) {
+    let files: Vec<_> = super::FILES.into_iter().chain([LAST_STAGE]).collect();
+    let mut machine = Machine::new(kernel, "last_stage", &files);
+    let script = format!("write /etc/kept earlier\n{CHECKPOINT}\nspawn busybox sleep 1000\n{CHANGE}\nshutdown");
+    let console = machine.boot(Boot::default(), &script);
+    console
+        .expect(console.says("LAST /usr/lib/systemd/system-shutdown/ephemeral-overlay exit status: 0"), "last stage");
+    let disk = machine.disk();
+    expect_disk(&disk, true);
+    expect_pending(&disk, 0);
+    let boot = Boot { cmdline: "rw ephemeral_overlay=nomerge", ..Boot::default() };
+    let console = machine.boot(boot, &format!("{LOOK}\nshutdown"));
+    expect_view(&console, true);
+}
+
+/// The boot shows exactly the checkpoint, whether or not the root may be written to while it merges.
+fn read_only_root(kernel: &'static Kernel) {
+    let mut machine = machine_with_checkpoint(kernel, "read_only_root");
+    let console = machine.boot(Boot { cmdline: "ro", ..Boot::default() }, &format!("{LOOK}\nshutdown"));
+    expect_overlays(&console);
+    expect_view(&console, true);
+    let root = console.mounts("/");
+    console.expect(root.last().is_some_and(|mount| mount.starts_with("ext4 ro")), "the root is not read-only any more");
+    // Merged, or still pending: never lost.
+    let disk = machine.disk();
+    let pending = disk.checkpoints("/etc").len();
+    expect_disk(&disk, pending == 0);
+}
+
+/// The kernel's random numbers come late, or never: that is no reason to wait.
+fn no_entropy(kernel: &'static Kernel) {
+    let mut machine = machine(kernel, "no_entropy");
+    let boot = Boot { entropy: false, ..Boot::default() };
+    let console = machine.boot(boot, &format!("{CHANGE}\n{LOOK}\n{CHECKPOINT}\nshutdown"));
+    expect_overlays(&console);
+    expect_view(&console, true);
+    console.expect(console.exits() == ["0"], "the checkpoint failed");
+}

@@ -1,0 +1,117 @@
+//! Boots in which nothing is to be mounted: the machine comes up from its disk, and says why.
+
+use super::{
+    Case, FILES, Kernel, LOOK, expect_disk, expect_nothing_mounted, expect_overlays, expect_pending, expect_view,
+    machine, machine_with_checkpoint,
+};
+use crate::initramfs::Flavour;
+use crate::machine::{Boot, COUNTERPART, Machine};
+
+pub(crate) const CASES: &[(&str, Case)] = &[
+    ("without_the_module_it_boots_from_disk", no_module),
+    ("a_broken_config_boots_from_disk", broken_config),
+    ("an_unknown_key_boots_from_disk", unknown_key),
+    ("off_merges_and_nomerge_touches_nothing", off_and_nomerge),
+    ("a_rescue_merges_and_mounts_nothing", rescue),
+    ("another_init_merges_and_mounts_nothing", another_init),
+    ("a_root_without_counterpart_boots_from_disk", no_counterpart),
+    ("after_two_boots_without_syncd_it_boots_from_disk", tries),
+];
+
+/// No overlays, and it is said which; the pending checkpoint is on disk, and what is written goes there.
+fn no_module(kernel: &'static Kernel) {
+    let mut machine = machine_with_checkpoint(kernel, "no_module");
+    let boot = Boot { flavour: Flavour::WithoutOverlay, ..Boot::default() };
+    let console = machine.boot(boot, &format!("{LOOK}\nwrite /etc/direct disk\nshutdown"));
+    for target in ["/etc", "/var/log"] {
+        console.expect(console.mounts(target).is_empty(), "an overlay without a module");
+        console.expect(console.says(&format!("early: {target} skipped: ")), "no reason was given");
+    }
+    expect_view(&console, true);
+    let disk = machine.disk();
+    expect_disk(&disk, true);
+    expect_pending(&disk, 0);
+    assert_eq!(disk.file("/etc/direct").as_deref(), Some("disk"));
+}
+
+/// Boots a machine with this configuration, and expects it to say `reason`.
+fn boots_from_disk(kernel: &'static Kernel, name: &str, config: &str, reason: &str) {
+    let files: Vec<_> = FILES.into_iter().chain([("/etc/ephemeral-overlay.toml", config)]).collect();
+    let mut machine = Machine::new(kernel, name, &files);
+    let console = machine.boot(Boot::default(), &format!("{LOOK}\nshutdown"));
+    expect_nothing_mounted(&console);
+    expect_view(&console, false);
+    let said = console.lines.iter().any(|line| line.starts_with("early: ") && line.contains(reason));
+    console.expect(said, &format!("nothing was said of {reason}"));
+}
+
+/// The reason names the file and the line.
+fn broken_config(kernel: &'static Kernel) {
+    boots_from_disk(kernel, "broken_config", "[overlay]\ndirs = [\n", "ephemeral-overlay.toml");
+}
+
+/// The reason names the nearest key.
+fn unknown_key(kernel: &'static Kernel) {
+    boots_from_disk(kernel, "unknown_key", "[overlay]\ndirectories = []\ndir = []\n", "dirs");
+}
+
+/// `nomerge`: the old disk, and the checkpoint stays. `off`, afterwards: the checkpoint is merged. Neither mounts.
+fn off_and_nomerge(kernel: &'static Kernel) {
+    let mut machine = machine_with_checkpoint(kernel, "off_and_nomerge");
+    for (word, merged) in [("nomerge", false), ("off", true)] {
+        let cmdline = format!("rw ephemeral_overlay={word}");
+        let console = machine.boot(Boot { cmdline: &cmdline, ..Boot::default() }, &format!("{LOOK}\nshutdown"));
+        expect_nothing_mounted(&console);
+        expect_view(&console, merged);
+        let disk = machine.disk();
+        expect_disk(&disk, merged);
+        expect_pending(&disk, usize::from(!merged));
+    }
+}
+
+/// Boots with `word`, and expects the checkpoint on disk, no mount, and `reason`.
+fn merges_and_mounts_nothing(kernel: &'static Kernel, name: &str, word: &str, reason: &str) {
+    let mut machine = machine_with_checkpoint(kernel, name);
+    let cmdline = format!("rw {word}");
+    let console = machine.boot(Boot { cmdline: &cmdline, ..Boot::default() }, &format!("{LOOK}\nshutdown"));
+    expect_nothing_mounted(&console);
+    expect_view(&console, true);
+    console.expect(console.says(reason), "no reason was given");
+    expect_pending(&machine.disk(), 0);
+}
+
+/// Nothing is in RAM that a shell without any syncd would lose; nothing is missing on the disk.
+fn rescue(kernel: &'static Kernel) {
+    merges_and_mounts_nothing(kernel, "rescue", "single", "single on the kernel command line");
+}
+
+/// The same for `init=`. The program is our init under another name, so that it can tell what it sees.
+fn another_init(kernel: &'static Kernel) {
+    merges_and_mounts_nothing(kernel, "another_init", "init=/usr/bin/not-init", "not this root's own init");
+}
+
+/// Nobody would save what is in RAM: nothing is mounted.
+fn no_counterpart(kernel: &'static Kernel) {
+    let files: Vec<_> = FILES.into_iter().chain([(COUNTERPART, "")]).collect();
+    let mut machine = Machine::new(kernel, "no_counterpart", &files);
+    let console = machine.boot(Boot::default(), &format!("{LOOK}\nshutdown"));
+    expect_nothing_mounted(&console);
+    expect_view(&console, false);
+    console.expect(console.says(COUNTERPART), "no reason was given");
+}
+
+/// Two boots that did not come as far as syncd: the third mounts nothing. Once syncd has run, it mounts again.
+fn tries(kernel: &'static Kernel) {
+    let mut machine = machine(kernel, "tries");
+    // This one makes the store.
+    machine.boot_and_cut(Boot::default(), "run syncd checkpoint");
+    for _ in 0..2 {
+        let console = machine.boot_and_cut(Boot::default(), "mounts");
+        expect_overlays(&console);
+    }
+    let console = machine.boot(Boot::default(), "mounts\nrun syncd checkpoint\nshutdown");
+    expect_nothing_mounted(&console);
+    console.expect(console.says("did not come as far as syncd"), "no reason was given");
+    let console = machine.boot(Boot::default(), "mounts\nshutdown");
+    expect_overlays(&console);
+}
