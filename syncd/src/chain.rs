@@ -1,6 +1,6 @@
 //! A target's checkpoints since its last merge, and their pure composition into one net state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 use ephemeral_overlay::token::Token;
@@ -57,23 +57,22 @@ impl Net {
         }
     }
 
-    /// Whether what lower had at `path` is already covered by what is known of it or of a directory above it.
+    /// The directories of which nothing of lower shows through: opaque ones, and all below them.
     #[must_use]
-    pub fn has_base(&self, path: &RelPath, hides: bool) -> bool {
-        let covers = |base: &Base| matches!(base, Base::Whole { .. } | Base::Absent | Base::Unknown);
-        self.bases.get(path).is_some_and(|base| !hides || covers(base))
-            || path.ancestors().any(|above| self.bases.get(&above).is_some_and(covers))
-    }
-
-    /// Whether a directory above `path` hides lower's.
-    #[must_use]
-    pub fn below_opaque(&self, path: &RelPath) -> bool {
-        path.ancestors().any(|above| {
-            self.entries
-                .get(&above)
-                .and_then(|recorded| recorded.state.node())
-                .is_some_and(super::entry::Node::is_opaque)
-        })
+    pub fn hidden_directories(&self) -> HashSet<&RelPath> {
+        let mut hidden = HashSet::new();
+        // A subtree is contiguous, so the last opaque directory that was met is the only one that can matter.
+        let mut opaque: Option<&RelPath> = None;
+        for (path, recorded) in &self.entries {
+            let Some(node) = recorded.state.node().filter(|node| node.is_dir()) else { continue };
+            if opaque.is_some_and(|above| path.is_below(above)) {
+                hidden.insert(path);
+            } else if node.is_opaque() {
+                hidden.insert(path);
+                opaque = Some(path);
+            }
+        }
+        hidden
     }
 
     /// Checks what no single checkpoint can show: that everything stands in a directory.
@@ -110,6 +109,36 @@ impl Net {
     }
 }
 
+/// The paths at which it is known what lower had there and everywhere below: none of them is below another.
+#[derive(Debug, Default)]
+pub struct Covers(BTreeSet<RelPath>);
+
+impl Covers {
+    /// Those of the bases that are known.
+    #[must_use]
+    pub fn of(net: &Net) -> Self {
+        let mut covers = Self::default();
+        for (path, base) in &net.bases {
+            if !matches!(base, Base::Dir { .. }) && !covers.has(path) {
+                covers.insert(path.clone());
+            }
+        }
+        covers
+    }
+
+    /// Whether `path` is one of them, or below one.
+    #[must_use]
+    pub fn has(&self, path: &RelPath) -> bool {
+        // Subtrees are contiguous and none lies in another: the last one before `path` is the only one that can hold it.
+        self.0.range(..=path.clone()).next_back().is_some_and(|cover| cover == path || path.is_below(cover))
+    }
+
+    /// Adds a path that is not covered yet.
+    pub fn insert(&mut self, path: RelPath) {
+        self.0.insert(path);
+    }
+}
+
 /// The valid checkpoints of a target, from the newest full one on.
 #[derive(Debug)]
 pub struct Chain {
@@ -139,8 +168,9 @@ impl Chain {
                 return Err(damaged(checkpoint, "it belongs to another target"));
             }
         }
-        if let Some(pair) = checkpoints.windows(2).find(|pair| !follows(&pair[0], &pair[1])) {
-            return Err(damaged(&pair[1], "it does not follow the checkpoint before it"));
+        let mut pairs = checkpoints.iter().zip(checkpoints.iter().skip(1));
+        if let Some((_, after)) = pairs.find(|(before, after)| !follows(before, after)) {
+            return Err(damaged(after, "it does not follow the checkpoint before it"));
         }
         Ok(Some(Self { checkpoints }))
     }

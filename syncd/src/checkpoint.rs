@@ -18,7 +18,7 @@ use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 
 use crate::base;
-use crate::chain::{Chain, Net};
+use crate::chain::{Chain, Covers, Net};
 use crate::content::{self, NoSink, Read, Sink};
 use crate::diff::{self, Draft};
 use crate::digest::Digest;
@@ -387,15 +387,14 @@ impl Job<'_> {
             Draft::Deleted => true,
             Draft::AsLower => false,
         };
-        // A directory that is hidden covers everything below it.
-        let mut covered = Net { bases: self.past.net.bases.clone(), ..Net::default() };
+        let mut covers = Covers::of(&self.past.net);
         let mut wanted = Vec::with_capacity(drafts.len());
         for (path, draft) in drafts {
             let hides = hides(draft);
-            let capture = *draft != Draft::AsLower && !covered.has_base(path, hides);
+            let is_known = covers.has(path) || !hides && self.past.net.bases.contains_key(path);
+            let capture = *draft != Draft::AsLower && !is_known;
             if capture && hides {
-                // Provisional: only whether there is one counts here.
-                covered.bases.insert(path.clone(), Base::Absent);
+                covers.insert(path.clone());
             }
             wanted.push((path, hides, capture));
         }

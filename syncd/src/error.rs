@@ -74,6 +74,12 @@ pub enum Error {
         /// The targets.
         targets: String,
     },
+    /// A chain of another state of the disk.
+    #[error("the checkpoints of {} do not belong to this state of the disk", target.display())]
+    Foreign {
+        /// The target.
+        target: PathBuf,
+    },
     /// Lower has no room for what a merge would write.
     #[error("{}: merging needs {need} bytes and {inodes} inodes, {free} bytes are free; make room and run `syncd merge` again, nothing was changed", target.display())]
     NoRoom {

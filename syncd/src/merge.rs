@@ -4,7 +4,7 @@
 //! the mark lower is only read. From the mark on every step makes something true that it may find true already, and
 //! nothing in the store is removed before lower has been synced and compared.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -140,6 +140,7 @@ pub fn merge(
         lower,
         seed,
         only_metadata: &only_metadata,
+        hidden: net.hidden_directories(),
         left: BTreeMap::new(),
         progress,
     };
@@ -220,6 +221,8 @@ struct Apply<'a> {
     lower: &'a Tree,
     seed: u64,
     only_metadata: &'a BTreeSet<RelPath>,
+    /// The directories of which nothing of lower shows through.
+    hidden: HashSet<&'a RelPath>,
     /// What lower's file system cannot hold, with what it said.
     left: BTreeMap<RelPath, String>,
     progress: &'a Progress,
@@ -237,7 +240,7 @@ impl Apply<'_> {
             let Some(node) = state.node() else { continue };
             self.progress.step();
             let done = match leaders.get(path) {
-                _ if node.is_dir() => self.directory(path, node),
+                _ if node.is_dir() => self.directory(path),
                 Some(leader) if *leader != path => match self.left.get(*leader) {
                     None => self.place.link(leader, path),
                     Some(why) => {
@@ -284,12 +287,12 @@ impl Apply<'_> {
         }
     }
 
-    fn directory(&self, path: &RelPath, node: &Node) -> Result<()> {
+    fn directory(&self, path: &RelPath) -> Result<()> {
         if !path.is_root() {
             self.place.make_dir(path)?;
         }
         self.place.sweep(path)?;
-        if node.is_opaque() || self.net.below_opaque(path) {
+        if self.hidden.contains(path) {
             extras(self.net, self.lower, path)?.iter().try_for_each(|extra| self.place.remove(extra))?;
         }
         Ok(())
@@ -346,7 +349,7 @@ fn verify(
     left: &(dyn Fn(&RelPath) -> bool + Sync),
     progress: &Progress,
 ) -> Result<()> {
-    let leaders = leaders(net);
+    let (leaders, hidden) = (leaders(net), net.hidden_directories());
     net.entries.par_iter().filter(|(path, _)| !left(path)).try_for_each(|(path, recorded)| {
         progress.step();
         let mismatch = |what| Err(Error::Mismatch { path: lower.show(path), what });
@@ -363,7 +366,7 @@ fn verify(
         if !has_kind_and_content(lower, path, node, seed)? {
             return mismatch("kind or contents");
         }
-        if (node.is_opaque() || node.is_dir() && net.below_opaque(path)) && !extras(net, lower, path)?.is_empty() {
+        if hidden.contains(path) && !extras(net, lower, path)?.is_empty() {
             return mismatch("names that should be gone");
         }
         if only_metadata(path) {
@@ -393,10 +396,18 @@ fn drop_from_cache(file: &File) {
 /// # Errors
 /// Anything that goes wrong; upper is then of no use.
 pub fn unpack(store: &TargetStore, lower: &Tree, upper: &Tree, progress: &Progress) -> Result<()> {
+    let marker = store.marker()?;
+    let token = Token::read(&Handle::of(lower.root()), lower.path())?;
+    if marker.as_ref().is_some_and(|marker| token == Some(marker.next_token)) {
+        // Lower has everything; only the cleaning up could not be done.
+        return Ok(());
+    }
     let Some(mut chain) = store.chain()? else { return Ok(()) };
+    if chain.token() != token {
+        return Err(Error::Foreign { target: store.target().to_path_buf() });
+    }
     chain.verify(progress)?;
     let mut net = chain.compose()?;
-    let marker = store.marker()?;
     let left_alone = match &marker {
         Some(marker) if chain.range().0 <= marker.last => marker.left_alone.clone(),
         // Lower is untouched, and newer.

@@ -332,7 +332,8 @@ impl TargetStore {
     /// # Errors
     /// When a file cannot be moved.
     pub fn set_aside_after(&self, last: u64) -> Result<Option<PathBuf>> {
-        self.move_aside(self.sequences()?.into_iter().filter(|&seq| seq > last).collect())
+        let after: Vec<_> = self.sequences()?.into_iter().filter(|&seq| seq > last).collect();
+        self.move_aside(&after)
     }
 
     /// Moves the checkpoints before `seq` away; returns where to, if there are any.
@@ -340,10 +341,11 @@ impl TargetStore {
     /// # Errors
     /// When a file cannot be moved.
     pub fn set_aside_before(&self, seq: u64) -> Result<Option<PathBuf>> {
-        self.move_aside(self.sequences()?.into_iter().filter(|&old| old < seq).collect())
+        let before: Vec<_> = self.sequences()?.into_iter().filter(|&old| old < seq).collect();
+        self.move_aside(&before)
     }
 
-    fn move_aside(&self, all: Vec<u64>) -> Result<Option<PathBuf>> {
+    fn move_aside(&self, all: &[u64]) -> Result<Option<PathBuf>> {
         let (Some(first), Some(newest)) = (all.first(), all.last()) else { return Ok(None) };
         self.keep_number(*newest)?;
         let aside = self.directory.join("aside").join(format!("{first}-{newest}"));

@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, IFlags, flock, ioctl_getflags, ioctl_setflags};
 
 use crate::mapped::Mapping;
 use crate::model::set_times;
+use crate::restart::copy;
 use crate::snapshot;
 use crate::tools::{self, text};
 use crate::world::{Disk, ETC, Fs, World, expect};
@@ -36,6 +37,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_damaged_chain_is_superseded", a_damaged_chain_is_superseded),
     ("a_broken_configuration_does_not_keep_it_from_saving", a_broken_configuration_does_not_keep_it_from_saving),
     ("an_older_initramfs_is_not_written_for", an_older_initramfs_is_not_written_for),
+    ("a_directory_that_became_opaque_is_a_change", a_directory_that_became_opaque_is_a_change),
+    ("a_foreign_chain_stays_until_the_new_one_is_durable", a_foreign_chain_stays_until_the_new_one_is_durable),
+    ("a_file_that_moves_is_saved_or_said_to_be_missing", a_file_that_moves_is_saved_or_said_to_be_missing),
+    ("an_overlay_that_nobody_knows_is_an_error", an_overlay_that_nobody_knows_is_an_error),
     ("the_65th_supersedes_the_chain", the_65th_supersedes_the_chain),
     ("flags_of_chattr_are_kept", flags_of_chattr_are_kept),
     ("the_store_is_for_root_alone", the_store_is_for_root_alone),
@@ -392,6 +397,92 @@ fn an_older_initramfs_is_not_written_for() {
         crate::tools::text(&output)
     );
     assert!(world.checkpoints().is_empty());
+}
+
+fn a_directory_that_became_opaque_is_a_change() {
+    // On the way to our own log the times of a directory do not count.
+    let world = World::new(&format!("{ETC}log.file = '/etc/our.log'"));
+    fs::create_dir(world.at("etc/d")).unwrap();
+    fs::write(world.at("etc/d/secret"), "x").unwrap();
+    world.boot();
+    let times = fs::metadata(world.at("etc/d")).unwrap();
+    fs::remove_dir_all(world.at("etc/d")).unwrap();
+    fs::create_dir(world.at("etc/d")).unwrap();
+    set_times(&world.at("etc/d"), times.mtime(), times.mtime_nsec());
+    world.checkpoint();
+    assert_eq!(after_a_cut(&world, "d/secret"), None, "what was deleted is back");
+}
+
+fn a_foreign_chain_stays_until_the_new_one_is_durable() {
+    let world = World::new(ETC);
+    world.boot();
+    fs::write(world.at("etc/file"), "first").unwrap();
+    world.checkpoint();
+    // As after a roll-back of lower under a running system.
+    let lower = File::open(world.run.join("lower/etc")).unwrap();
+    ephemeral_overlay::token::Token(7).write(&Handle::of(lower.as_fd()), &world.run).unwrap();
+    let filler = fill(&world.at("persist"));
+    fs::write(world.at("etc/big"), noise(3 << 20)).unwrap();
+    expect(&world.syncd(&["checkpoint"]), 1);
+    assert_eq!(world.checkpoints().len(), 1, "the old chain is gone, and there is no new one");
+    fs::remove_file(filler).unwrap();
+    expect(&world.syncd(&["checkpoint"]), 3);
+    assert!(world.store().join("aside/1-1/0000000001.ckpt").exists());
+    assert_eq!(after_a_cut(&world, "file").unwrap(), b"first");
+}
+
+fn a_file_that_moves_is_saved_or_said_to_be_missing() {
+    let world = World::new(ETC);
+    world.boot();
+    let etc = world.at("etc");
+    // Enough between the two places that a scan takes its time.
+    for directory in ["a", "b", "c"] {
+        fs::create_dir(etc.join(directory)).unwrap();
+    }
+    for number in 0..300 {
+        fs::write(etc.join(format!("b/n{number}")), "x").unwrap();
+    }
+    fs::write(etc.join("a/moving"), "content").unwrap();
+    let disk = World::beside(&world, "copy");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stop = StopAtEnd(&stop);
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                fs::rename(etc.join("a/moving"), etc.join("c/moving")).unwrap();
+                fs::rename(etc.join("c/moving"), etc.join("a/moving")).unwrap();
+            }
+        });
+        for _ in 0..20 {
+            let _the_first_of_its_chain = fs::remove_dir_all(world.store());
+            let output = world.syncd(&["checkpoint"]);
+            let words = text(&output);
+            assert!(matches!(tools::code(&output), 0 | 3), "{words}");
+            if ["never stood still", "was moving"].iter().any(|said| words.contains(said)) {
+                continue;
+            }
+            // It stood still for the moment, and so it must be there, once.
+            copy(&world.at("persist"), &disk.at("persist"));
+            copy(&world.run.join("lower/etc"), &disk.at("etc"));
+            disk.merge();
+            let is_in = |directory: &&&str| disk.at("etc").join(directory).join("moving").exists();
+            assert_eq!(["a", "c"].iter().filter(is_in).count(), 1, "{words}");
+        }
+    });
+    expect(&world.syncd(&["checkpoint"]), 0);
+    world.cut();
+    world.merge();
+    assert!(["a", "c"].iter().any(|directory| etc.join(directory).join("moving").exists()));
+}
+
+fn an_overlay_that_nobody_knows_is_an_error() {
+    let world = World::new(ETC);
+    world.boot();
+    fs::write(world.at("etc/file"), "x").unwrap();
+    fs::remove_file(world.run.join("boot.json")).unwrap();
+    let output = world.syncd(&["checkpoint"]);
+    expect(&output, 1);
+    assert!(text(&output).contains("boot.json does not know them"), "{}", text(&output));
 }
 
 fn the_65th_supersedes_the_chain() {

@@ -16,6 +16,7 @@ use rustix::mount::{
 
 use crate::model::Model;
 use crate::snapshot::{self, Snapshot};
+use crate::tools;
 use crate::world::{Disk, ETC, Fs, World, expect};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -72,7 +73,7 @@ fn history(disk: &Disk, seed: u64) {
 }
 
 /// Where a merge is impossible, the chain in an upper directory gives the same view.
-fn unpacked_is(world: &World, expected: &Snapshot) {
+pub(crate) fn unpacked_is(world: &World, expected: &Snapshot) {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     for name in ["upper", "work", "view"] {
@@ -82,6 +83,11 @@ fn unpacked_is(world: &World, expected: &Snapshot) {
     mount("tmpfs", &[], directory.path().to_str().unwrap());
     for name in ["upper", "work", "view"] {
         fs::create_dir(at(name)).unwrap();
+    }
+    // As `early` does.
+    let reference = format!("--reference={}", world.at("etc").display());
+    for program in ["chown", "chmod", "touch"] {
+        tools::run(program, &[&reference, &at("upper")]);
     }
     expect(&world.offline(&["unpack", "/etc", "--upper", &at("upper")]), 0);
     let lower = world.at("etc").to_str().unwrap().to_owned();

@@ -31,7 +31,14 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("an_overlay_that_was_unmounted_is_merged_with_what_was_in_ram", an_overlay_that_was_unmounted_is_merged),
     ("other_links_of_a_changed_file_keep_their_content", other_links_of_a_changed_file_keep_their_content),
     ("a_file_that_only_changed_its_owner_is_not_written_again", a_file_that_only_changed_its_owner_is_not_written),
-    ("temporary_files_of_a_cut_are_swept", temporary_files_of_a_cut_are_swept),
+    ("a_name_like_ours_is_the_users", a_name_like_ours_is_the_users),
+    ("a_directory_that_became_a_file_on_disk_is_saved", a_directory_that_became_a_file_on_disk_is_saved),
+    ("what_the_disk_cannot_hold_does_not_stop_the_rest", what_the_disk_cannot_hold_does_not_stop_the_rest),
+    ("a_long_symlink_does_not_stop_the_rest_on_xfs", a_long_symlink_does_not_stop_the_rest_on_xfs),
+    ("room_that_the_merge_itself_makes_counts", room_that_the_merge_itself_makes_counts),
+    ("damaged_records_stop_nothing", damaged_records_stop_nothing),
+    ("a_target_in_ram_is_not_set_aside", a_target_in_ram_is_not_set_aside),
+    ("a_tree_with_very_many_levels_is_carried", a_tree_with_very_many_levels_is_carried),
     ("setuid_and_capabilities_outlive_a_change_of_owner", setuid_and_capabilities_outlive_a_change_of_owner),
     ("holes_stay_holes", holes_stay_holes),
     ("a_mount_below_a_target_is_never_entered", a_mount_below_a_target_is_never_entered),
@@ -287,6 +294,14 @@ fn a_full_lower_is_refused_before_the_first_write() {
     refuses(&world, &["merge"], 1, "make room");
     drop(file);
     fs::remove_file(filler).unwrap();
+    // A child that another test is starting may hold the file for a moment longer.
+    let free = || rustix::fs::statvfs(&world.root).map(|stat| stat.f_bfree * stat.f_frsize).unwrap();
+    for _ in 0..500 {
+        if free() > 16 << 20 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
     world.merge();
     snapshot::assert_same(&expected, &etc(&world), "the disk");
     crate::tools::run("umount", &["-l", world.at("persist").to_str().unwrap()]);
@@ -355,13 +370,16 @@ fn a_file_that_only_changed_its_owner_is_not_written() {
     assert_eq!((after.uid(), after.ino()), (1000, before.ino()));
 }
 
-fn temporary_files_of_a_cut_are_swept() {
-    let (world, views) = three_checkpoints();
-    fs::write(world.at("etc/.ephemeral-overlay.tmp.0123"), "half").unwrap();
+fn a_name_like_ours_is_the_users() {
+    let (world, mut views) = three_checkpoints();
+    let name = ".ephemeral-overlay.tmp.0123";
+    fs::write(world.at("etc").join(name), "mine").unwrap();
     fs::write(world.store().join(".tmp-abc"), "half").unwrap();
     world.merge();
-    snapshot::assert_same(&views[2], &etc(&world), "the disk");
-    assert!(!world.store().join(".tmp-abc").exists());
+    let found = etc(&world);
+    views[2].insert(name.into(), found[Path::new(name)].clone());
+    snapshot::assert_same(&views[2], &found, "the disk");
+    assert!(!world.store().join(".tmp-abc").exists(), "in the store that name is ours");
 }
 
 fn setuid_and_capabilities_outlive_a_change_of_owner() {
@@ -516,4 +534,122 @@ fn a_prefix_that_was_accepted_is_kept_to_after_a_cut() {
     world.merge();
     snapshot::assert_same(&views[1], &etc(&world), "not the second checkpoint");
     assert!(world.store().join("aside/3-3/0000000003.ckpt").exists());
+}
+
+fn a_directory_that_became_a_file_on_disk_is_saved() {
+    let world = World::new(ETC);
+    fs::create_dir(world.at("etc/d")).unwrap();
+    fs::write(world.at("etc/d/x"), "original").unwrap();
+    world.boot();
+    fs::write(world.at("etc/d/x"), "by ram").unwrap();
+    world.checkpoint();
+    let expected = etc(&world);
+    world.cut();
+    fs::remove_dir_all(world.at("etc/d")).unwrap();
+    fs::write(world.at("etc/d"), "by disk").unwrap();
+    expect(&world.offline(&["merge"]), 3);
+    snapshot::assert_same(&expected, &etc(&world), "the disk");
+    assert_eq!(fs::read(world.store().join("conflicts/1/d")).unwrap(), b"by disk");
+}
+
+/// Merges a chain of which some objects cannot be on the disk.
+fn all_but_the_impossible(world: &World, impossible: &[&str]) {
+    fs::write(world.at("etc/a possible"), "x").unwrap();
+    fs::write(world.at("etc/z possible"), "x").unwrap();
+    world.checkpoint();
+    world.cut();
+    let output = world.offline(&["merge"]);
+    expect(&output, 3);
+    for name in impossible {
+        assert!(text(&output).contains(&format!("/etc/{name} cannot be on this disk")), "{}", text(&output));
+        assert!(fs::symlink_metadata(world.at("etc").join(name)).is_err());
+    }
+    for name in ["a possible", "z possible"] {
+        assert!(world.at("etc").join(name).exists());
+    }
+    // It is lost nowhere, and in nobody's way.
+    assert!(world.store().join("aside/1-1/0000000001.ckpt").exists());
+    world.merge();
+    assert!(world.checkpoints().is_empty() && !world.store().join("merging").exists());
+}
+
+fn what_the_disk_cannot_hold_does_not_stop_the_rest() {
+    let world = World::new(ETC);
+    world.boot();
+    // An exabyte of hole: nobody may read it byte by byte.
+    File::create(world.at("etc/huge")).unwrap().set_len(1 << 60).unwrap();
+    fs::hard_link(world.at("etc/huge"), world.at("etc/huge.link")).unwrap();
+    fs::write(world.at("etc/attribute"), "x").unwrap();
+    let directory = File::open(world.at("etc")).unwrap();
+    Handle::child(directory.as_fd(), "attribute".as_ref()).write(b"trusted.large", &[7; 8000]).unwrap();
+    drop(directory);
+    all_but_the_impossible(&world, &["huge", "huge.link", "attribute"]);
+}
+
+fn a_long_symlink_does_not_stop_the_rest_on_xfs() {
+    let world = World::on(Disk::new(Fs::Xfs, 512), ETC);
+    world.boot();
+    symlink("s".repeat(2000), world.at("etc/link")).unwrap();
+    all_but_the_impossible(&world, &["link"]);
+}
+
+fn room_that_the_merge_itself_makes_counts() {
+    let world = World::new(ETC);
+    let noise: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(20 << 20).collect();
+    fs::create_dir(world.at("etc/z")).unwrap();
+    fs::write(world.at("etc/z/removed"), &noise).unwrap();
+    fs::write(world.at("etc/owner"), &noise[..10 << 20]).unwrap();
+    world.boot();
+    fs::remove_dir_all(world.at("etc/z")).unwrap();
+    std::os::unix::fs::chown(world.at("etc/owner"), Some(7), None).unwrap();
+    // It compresses to nothing: the store shares the disk.
+    fs::write(world.at("etc/a"), vec![b'a'; 15 << 20]).unwrap();
+    let expected = etc(&world);
+    world.checkpoint();
+    world.cut();
+    let mut filler = File::create(world.at("filler")).unwrap();
+    let block = vec![0xaa; 1 << 20];
+    let free = |world: &World| rustix::fs::statvfs(&world.root).map(|stat| stat.f_bfree * stat.f_frsize).unwrap();
+    while free(&world) > 8 << 20 && filler.write_all(&block).is_ok() {}
+    world.merge();
+    snapshot::assert_same(&expected, &etc(&world), "the disk");
+}
+
+fn damaged_records_stop_nothing() {
+    let (world, views) = three_checkpoints();
+    fs::write(world.store().join("merging"), "damaged").unwrap();
+    fs::write(world.store().join("sequence"), "damaged").unwrap();
+    world.merge();
+    snapshot::assert_same(&views[2], &etc(&world), "the disk");
+    fs::write(world.store().join("sequence"), "damaged").unwrap();
+    world.boot();
+    fs::write(world.at("etc/next"), "x").unwrap();
+    world.checkpoint();
+    assert_eq!(world.checkpoints().len(), 1);
+}
+
+fn a_target_in_ram_is_not_set_aside() {
+    let world = World::new(ETC);
+    world.boot();
+    fs::write(world.at("etc/file"), "x").unwrap();
+    world.checkpoint();
+    let output = world.syncd(&["merge", "--set-aside"]);
+    expect(&output, 3);
+    assert!(text(&output).contains("it is in RAM"), "{}", text(&output));
+    assert_eq!(world.checkpoints().len(), 1);
+}
+
+fn a_tree_with_very_many_levels_is_carried() {
+    let world = World::new(ETC);
+    // More levels than a process may have open files by default.
+    let deep: std::path::PathBuf = std::iter::repeat_n("d", 1500).collect();
+    fs::create_dir_all(world.at("etc/old").join(&deep)).unwrap();
+    world.boot();
+    fs::create_dir_all(world.at("etc/new").join(&deep)).unwrap();
+    fs::write(world.at("etc/new").join(&deep).join("file"), "x").unwrap();
+    fs::remove_dir_all(world.at("etc/old")).unwrap();
+    world.checkpoint();
+    world.cut();
+    world.merge();
+    assert!(world.at("etc/new").join(&deep).join("file").exists() && !world.at("etc/old").exists());
 }

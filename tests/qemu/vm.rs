@@ -97,7 +97,7 @@ impl Vm<'_> {
 /// QEMU with the least of devices.
 fn qemu(accelerator: &str, kernel: &Path) -> Result<Command> {
     let mut command = tools::command("qemu-system-x86_64")?;
-    command.args(["-accel", accelerator, "-M", "pc", "-no-acpi", "-no-hpet", "-m", "256", "-smp", "1"]);
+    command.args(["-accel", accelerator, "-M", "pc,acpi=off,hpet=off", "-m", "256", "-smp", "1"]);
     command.args(["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot", "-serial", "stdio"]);
     command.arg("-kernel").arg(kernel);
     Ok(command)

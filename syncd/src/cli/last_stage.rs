@@ -97,10 +97,9 @@ impl Writable {
 fn drop_mounts(system: &System) {
     let Ok(text) = std::fs::read("/proc/self/mountinfo") else { return };
     for mount in mountinfo::parse(&text).iter().rev() {
-        if mount.mount_point.starts_with(system.layout.run_dir()) {
-            if let Err(error) = unmount(&mount.mount_point, UnmountFlags::empty()) {
-                tracing::warn!("umount2 {}: {error}", mount.mount_point.display());
-            }
+        let ours = mount.mount_point.starts_with(system.layout.run_dir());
+        if ours && let Err(error) = unmount(&mount.mount_point, UnmountFlags::empty()) {
+            tracing::warn!("umount2 {}: {error}", mount.mount_point.display());
         }
     }
 }
