@@ -93,7 +93,10 @@ fn run(args: &Args) -> anyhow::Result<Vec<Skipped>> {
         return Ok(plan.skipped);
     }
     let plan = plan::plan(&config, &facts);
-    standing.count_try(&layout, &config.persist.root).context("counting this boot")?;
+    if let Err(error) = standing.count_try(&layout, &config.persist.root) {
+        // A full disk must not decide what the machine shows.
+        complain(&format!("this boot is not counted: {:#}", anyhow::Error::from(error)), SKIPPED);
+    }
     apply::apply(&layout, plan)
 }
 

@@ -8,7 +8,7 @@ use ephemeral_overlay::Layout;
 use ephemeral_overlay::cmdline::KernelCmdline;
 use ephemeral_overlay::error::{At, SystemError};
 use ephemeral_overlay::layout::{COUNTERPART, LoadError, STORE_DIR, TRIES};
-use rustix::fs::{Mode, OFlags, fstat, openat, renameat};
+use rustix::fs::{Mode, OFlags, fstat, fsync, openat, renameat};
 use rustix::io::Errno;
 
 /// The count while it is written.
@@ -72,7 +72,8 @@ impl Standing {
         writeln!(file, "{}", self.tries + 1).at("write", TRIES)?;
         // A boot that hangs is ended by its power switch.
         file.sync_all().at("fsync", TRIES)?;
-        renameat(&store, TEMPORARY, &store, TRIES).at("renameat", TRIES)
+        renameat(&store, TEMPORARY, &store, TRIES).at("renameat", TRIES)?;
+        fsync(&store).at("fsync", TRIES)
     }
 }
 

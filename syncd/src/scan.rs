@@ -237,6 +237,17 @@ pub fn meta(stat: &Stat, mut raw: Xattrs, view: View, shown: &Path) -> Result<(M
     Ok((meta, artefacts.opaque))
 }
 
+/// The metadata of the directory at `path` of a plain tree.
+///
+/// # Errors
+/// Any failing call.
+pub fn dir_meta(tree: &Tree, path: &RelPath) -> Result<Meta> {
+    let shown = tree.show(path);
+    let dir = tree.open_dir(path)?;
+    let raw = Handle::of(dir.as_fd()).read_all().at("listxattr", &shown)?;
+    Ok(meta(&rustix::fs::fstat(&dir).at("fstat", &shown)?, raw, View::Plain, &shown)?.0)
+}
+
 /// A failed look at something that has gone is no error.
 fn look<T>(result: Result<T, Errno>, call: &'static str, path: &Path) -> Result<Option<T>, SystemError> {
     match result {

@@ -1,7 +1,8 @@
 //! The tests that boot: a real kernel, our initramfs, a disk, and a power switch, in QEMU.
 //!
-//! What a boot needs and this machine lacks makes its tests *ignored*, with the reason; with `REQUIRE_TIERS=qemu` that
-//! is a failure instead.
+//! They take minutes, so they boot only when they are asked for: `REQUIRE_TIERS=qemu`, which `cargo xtask test --boot`
+//! sets. Otherwise they are shown as *ignored*, with the reason; what a boot needs and this machine lacks is then a
+//! failure.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests may unwrap")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests talk to whoever runs them")]
@@ -71,8 +72,7 @@ fn main() -> ExitCode {
         if let Err(reason) = kernel.as_ref()
             && !reason.is_empty()
         {
-            let required = std::env::var("REQUIRE_TIERS").unwrap_or_default();
-            if required.split(',').any(|tier| tier == "qemu") {
+            if is_required() {
                 eprintln!("the boots of Linux {series} are required and cannot run: {reason}");
                 return ExitCode::FAILURE;
             }
@@ -90,8 +90,15 @@ fn main() -> ExitCode {
     libtest_mimic::run(&args, trials).exit_code()
 }
 
-/// A kernel of the series, when this machine can boot it.
+fn is_required() -> bool {
+    std::env::var("REQUIRE_TIERS").is_ok_and(|tiers| tiers.split(',').any(|tier| tier == "qemu"))
+}
+
+/// A kernel of the series, when boots are asked for and this machine can boot it.
 fn available(series: &'static str, cell: &'static OnceLock<Kernel>) -> Result<&'static Kernel, String> {
+    if !is_required() {
+        return Err("boots take minutes; `cargo xtask test --boot` runs them".to_owned());
+    }
     if !binaries::host().map_err(|error| format!("{error:#}"))?.starts_with("x86_64-unknown-linux-") {
         return Err("the virtual machines are x86_64, and so must be the compiler's own machine".to_owned());
     }

@@ -30,6 +30,9 @@ enum Task {
     Try,
     /// Run all tests; none that can run here is skipped
     Test {
+        /// Boot virtual machines, too, which takes minutes
+        #[arg(long)]
+        boot: bool,
         /// Arguments for `cargo test`
         #[arg(last = true)]
         args: Vec<String>,
@@ -50,7 +53,7 @@ enum Bench {
 fn main() -> ExitCode {
     let done = match Args::parse().task {
         Task::Try => try_it::run().map(|()| ExitCode::SUCCESS),
-        Task::Test { args } => test::run(&args),
+        Task::Test { boot, args } => test::run(boot, &args),
         Task::Bench { what: Bench::Early } => bench::run().map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {

@@ -37,6 +37,16 @@ pub(crate) const TEST: [Tool; 4] = [
     tool("strace", "strace", "strace"),
 ];
 
+/// What a virtual machine takes, beside that. Its kernels come from Debian's packages.
+pub(crate) const BOOT: [Tool; 6] = [
+    tool("qemu-system-x86_64", "qemu-system-x86", "qemu-system-x86"),
+    tool("busybox", "busybox-static", "busybox"),
+    tool("depmod", "kmod", "kmod"),
+    tool("lz4", "lz4", "lz4"),
+    tool("xz", "xz-utils", "xz"),
+    tool("zstd", "zstd", "zstd"),
+];
+
 /// `PATH`, with the directories for root's programs at its end: a login as an ordinary user leaves them out.
 pub(crate) fn path() -> OsString {
     let own = env::var_os("PATH").unwrap_or_default();

@@ -1,0 +1,142 @@
+//! What upper holds now, and what of it has to be recorded.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use ephemeral_overlay::error::At;
+use rayon::prelude::*;
+use rustix::fs::{FileType, fstat};
+use rustix::io::Errno;
+
+use super::{CheckpointStats, Job};
+use crate::content::{self, NoSink};
+use crate::diff::{self, Draft};
+use crate::digest::Digest;
+use crate::entry::{Kind, Meta};
+use crate::error::{Error, Result};
+use crate::path::RelPath;
+use crate::scan::{self, Found, Object, View};
+
+/// How often upper is scanned for a state in which nothing moves.
+const TRIES: usize = 3;
+/// How long a scan that saw something move waits before the next one: longer than a tick of the clock that stamps
+/// files (4 ms at 250 Hz).
+const SETTLE: Duration = Duration::from_millis(5);
+
+impl Job<'_> {
+    /// A scan whose losses are believed, or held.
+    pub(super) fn scan(&mut self, stats: &mut CheckpointStats) -> Result<Vec<Found>> {
+        stats.unsettled = false;
+        let mut scan = scan::scan(self.upper, View::Upper)?;
+        for last in (0..TRIES).map(|done| done + 1 == TRIES) {
+            let losses = |scan: &[Found]| diff::losses(&self.past.net, scan, |path| self.lower_is_dir(path));
+            if losses(&scan).is_empty() && scan::is_unmoved(self.upper, &scan)? {
+                break;
+            }
+            // On kernels before 6.13 two changes within one tick leave the same times: the next look is in another one.
+            std::thread::sleep(SETTLE);
+            let again = scan::scan(self.upper, View::Upper)?;
+            let stable = diff::is_stable(&scan, &again);
+            scan = again;
+            if stable {
+                break;
+            }
+            if last {
+                let disputed = losses(&scan);
+                stats.unsettled = true;
+                self.held.extend(diff::held(&disputed, &scan));
+                stats.disputed.extend(disputed);
+            }
+        }
+        self.mark_opaque(&mut scan)?;
+        Ok(scan)
+    }
+
+    fn lower_is_dir(&self, path: &RelPath) -> bool {
+        let stat = self.lower.stat(path).ok().flatten();
+        stat.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+    }
+
+    /// A directory that lower does not have is opaque, whether or not the kernel had the room to say so: it ignores
+    /// a failed setxattr of its own mark (fs/overlayfs/dir.c).
+    fn mark_opaque(&self, scan: &mut [Found]) -> Result<()> {
+        let mut opaque: Vec<RelPath> = Vec::new();
+        for found in scan {
+            let Object::Other(Kind::Dir { opaque: is_opaque }, _) = &mut found.object else { continue };
+            while opaque.last().is_some_and(|above| !found.path.is_below(above)) {
+                opaque.pop();
+            }
+            if opaque.is_empty() && !*is_opaque && !found.path.is_root() {
+                let stat = self.lower.stat(&found.path)?;
+                *is_opaque = stat.is_none_or(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory);
+            }
+            if *is_opaque {
+                opaque.push(found.path.clone());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn hash<'a>(&self, scan: &'a [Found]) -> Result<BTreeMap<&'a RelPath, Digest>> {
+        let candidates: Vec<&'a Found> = diff::to_hash(&self.past.net, scan);
+        candidates
+            .into_par_iter()
+            .map_init(Vec::new, |buffer, found| {
+                let file = self.open(found)?;
+                let read = content::read(&file, self.past.seed, buffer, &self.upper.show(&found.path), &mut NoSink)?;
+                Ok((&found.path, read.digest))
+            })
+            .collect()
+    }
+
+    /// Opens the file that the scan met; another one by that name, or none, makes us start over.
+    pub(super) fn open(&self, found: &Found) -> Result<fs::File> {
+        let moved = || Error::Moved { path: found.path.clone() };
+        let file = match self.upper.open_file(&found.path) {
+            Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO)) => {
+                return Err(moved());
+            }
+            other => other?,
+        };
+        let stat = fstat(&file).at("fstat", self.upper.show(&found.path))?;
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        if is_file && stat.st_ino == found.stamp.ino { Ok(file) } else { Err(moved()) }
+    }
+
+    /// Changes that are no reason to write: our own log, and directories that were copied up on the way to it, or
+    /// from the start (the root), and differ in nothing but their times.
+    pub(super) fn is_nothing(&self, drafts: &[(RelPath, Draft)]) -> Result<bool> {
+        for (path, draft) in drafts {
+            let Draft::Present(found, _) = draft else { return Ok(false) };
+            if Some(path) == self.options.own_log.as_ref() {
+                continue;
+            }
+            let leads_to_log = self.options.own_log.as_ref().is_some_and(|log| log.is_below(path));
+            let Object::Other(kind @ Kind::Dir { .. }, now) = &found.object else { return Ok(false) };
+            let Some((kind_before, mut before)) = self.before(path)? else { return Ok(false) };
+            if *kind != kind_before {
+                return Ok(false);
+            }
+            if leads_to_log {
+                (before.mtime, before.mtime_nsec) = (now.mtime, now.mtime_nsec);
+            }
+            if *now != before {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What an object was at the last checkpoint, or what a directory is in lower.
+    fn before(&self, path: &RelPath) -> Result<Option<(Kind, Meta)>> {
+        if let Some(recorded) = self.past.net.entries.get(path) {
+            return Ok(recorded.state.node().map(|node| (node.kind.clone(), node.meta.clone())));
+        }
+        if !self.lower_is_dir(path) {
+            return Ok(None);
+        }
+        let meta = scan::dir_meta(self.lower, path)?;
+        Ok(Some((Kind::Dir { opaque: false }, meta)))
+    }
+}

@@ -1,0 +1,75 @@
+//! What a boot does instead of a merge that cannot finish.
+
+use ephemeral_overlay::attributes::Handle;
+use ephemeral_overlay::error::At;
+use ephemeral_overlay::token::Token;
+
+use super::leaders;
+use crate::chain::Recorded;
+use crate::conflict;
+use crate::entry::Node;
+use crate::error::{Error, Result};
+use crate::path::RelPath;
+use crate::place::{Into, Place, temporary_name};
+use crate::progress::Progress;
+use crate::scan::dir_meta;
+use crate::store::TargetStore;
+use crate::tree::Tree;
+
+/// Unpacks the net state of a chain that could not be merged into an upper directory that is not mounted yet. It
+/// masks every path that the merge touches, so the view is exact although lower may be half merged. The chain and
+/// the mark stay.
+///
+/// # Errors
+/// Anything that goes wrong; upper is then of no use.
+pub fn unpack(store: &TargetStore, lower: &Tree, upper: &Tree, progress: &Progress) -> Result<()> {
+    let marker = store.marker()?;
+    let token = Token::read(&Handle::of(lower.root()), lower.path())?;
+    if marker.as_ref().is_some_and(|marker| token == Some(marker.next_token)) {
+        // Lower has everything; only the cleaning up could not be done.
+        return Ok(());
+    }
+    let Some(mut chain) = store.chain()? else { return Ok(()) };
+    if chain.token() != token {
+        return Err(Error::Foreign { target: store.target().to_path_buf() });
+    }
+    chain.verify(progress)?;
+    let mut net = chain.compose()?;
+    let left_alone = match &marker {
+        Some(marker) if chain.range().0 <= marker.last => marker.left_alone.clone(),
+        // Lower is untouched, and newer.
+        None if store.booted_from_disk() => conflict::find(&net, lower, chain.seed())?,
+        _ => Vec::new(),
+    };
+    let only_metadata = conflict::leave_alone(&mut net, &left_alone, lower)?;
+    let place = Place::new(upper, Into::Upper, Token::random().at("getrandom", upper.path())?);
+    let leaders = leaders(&net);
+    for (path, Recorded { state, seq }) in &net.entries {
+        progress.step();
+        match (state.node(), leaders.get(path)) {
+            (None, _) => place.whiteout(path)?,
+            (Some(node), _) if node.is_dir() && path.is_root() => {}
+            (Some(node), _) if node.is_dir() => place.make_dir(path)?,
+            (Some(_), Some(leader)) if *leader != path => place.link(leader, path)?,
+            (Some(node), _) => place.put(path, node, &mut |_, content, sink| chain.contents(*seq, content, sink))?,
+        }
+    }
+    for (path, recorded) in net.entries.iter().rev() {
+        let Some(node) = recorded.state.node().filter(|node| node.is_dir()) else { continue };
+        if let Some(marker) = &marker {
+            mask_temporary(lower, &place, path, node, marker.next_token)?;
+        }
+        if only_metadata.contains(path) {
+            place.finish_dir(path, &dir_meta(lower, path)?, false)?;
+        } else {
+            place.finish_dir(path, &node.meta, node.is_opaque())?;
+        }
+    }
+    Ok(())
+}
+
+/// Hides the temporary file that a cut left in a directory of lower.
+fn mask_temporary(lower: &Tree, place: &Place, path: &RelPath, node: &Node, token: Token) -> Result<()> {
+    let name = path.child(&temporary_name(token));
+    if node.is_opaque() || lower.stat(&name)?.is_none() { Ok(()) } else { place.whiteout(&name) }
+}
