@@ -52,6 +52,8 @@ fn compare(place: &Path, early: &Path) -> Result<()> {
     fs::write(root.join("etc/ephemeral-overlay.toml"), CONFIG)?;
 
     let with_early = || {
+        // As if `syncd` had started after the boot before.
+        let _first = fs::remove_file(root.join("persist/ephemeral-overlay/tries"));
         let mut command = Command::new(early);
         command.arg("--root").arg(&root).arg("--run-dir").arg(&run_dir).args(["--cmdline", ""]);
         round(command, place, &run_dir)
