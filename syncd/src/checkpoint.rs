@@ -22,8 +22,10 @@ use crate::scan::Found;
 use crate::store::TargetStore;
 use crate::tree::Tree;
 
-/// How often a file that was moved away under a read makes us start over before it is held back.
+/// How often a file that was moved away under a read makes us start over before it is passed over and reported.
 const RESTARTS: usize = 3;
+/// How often it does where that is impossible, because other names share the file.
+const RESTARTS_MAX: usize = 20;
 /// The longest chain; the next checkpoint is full.
 const CHAIN_MAX: usize = 64;
 
@@ -90,24 +92,27 @@ pub fn take(store: &TargetStore, upper: &Tree, lower: &Tree, options: &Checkpoin
         store.prepare()?;
     }
     let past = Past::load(store, lower, options.dry_run, &mut stats)?;
-    let mut job = Job { upper, lower, past, options, held: BTreeSet::new() };
-    let mut restarts = 0;
-    loop {
+    let mut job = Job { upper, lower, past, options, held: BTreeSet::new(), patient: true };
+    for restart in 1.. {
+        job.patient = restart < RESTARTS;
         let scan = job.scan(&mut stats)?;
         match job.record(store, &scan, &mut stats) {
-            Err(Error::Moved { path }) => {
-                restarts += 1;
-                if restarts >= RESTARTS {
+            Err(Error::Moved { path }) if restart < RESTARTS_MAX => {
+                if !job.patient {
                     stats.disputed.push(path.clone());
                     job.held.insert(path);
                 }
-                if restarts >= RESTARTS * CHAIN_MAX {
-                    return Err(Error::Unsettled { path: upper.path().to_path_buf() });
-                }
             }
-            done => return done.map(|()| stats),
+            Err(Error::Moved { .. }) => break,
+            Err(error) => return Err(error),
+            Ok(()) => {
+                stats.disputed.sort_unstable();
+                stats.disputed.dedup();
+                return Ok(stats);
+            }
         }
     }
+    Err(Error::Unsettled { path: upper.path().to_path_buf() })
 }
 
 struct Job<'a> {
@@ -116,6 +121,8 @@ struct Job<'a> {
     past: Past,
     options: &'a CheckpointOptions,
     held: BTreeSet<RelPath>,
+    /// A file that was moved away makes us start over; else it is passed over.
+    patient: bool,
 }
 
 impl Job<'_> {
@@ -157,8 +164,8 @@ impl Job<'_> {
         let Some(chain) = &self.past.chain else { return Relation::Full { supersedes: None } };
         let upper = scan.iter().fold(0u64, |sum, found| sum.saturating_add(found.stamp.size));
         let too_long = chain.checkpoints().len() >= CHAIN_MAX || chain.bytes() > upper.max(1 << 20);
-        // What is held is recorded nowhere but in the chain.
-        if (too_long || self.past.must_be_full) && self.held.is_empty() {
+        // What is held or passed over is recorded nowhere but in the chain.
+        if (too_long || self.past.must_be_full) && self.held.is_empty() && self.patient {
             Relation::Full { supersedes: Some(chain.range().1) }
         } else {
             Relation::Delta { predecessor: chain.digest() }

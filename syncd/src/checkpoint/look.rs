@@ -83,10 +83,15 @@ impl Job<'_> {
         candidates
             .into_par_iter()
             .map_init(Vec::new, |buffer, found| {
-                let file = self.open(found)?;
+                let file = match self.open(found) {
+                    // It is met again when it would be written, and passed over there.
+                    Err(Error::Moved { .. }) if !self.patient => return Ok(None),
+                    other => other?,
+                };
                 let read = content::read(&file, self.past.seed, buffer, &self.upper.show(&found.path), &mut NoSink)?;
-                Ok((&found.path, read.digest))
+                Ok(Some((&found.path, read.digest)))
             })
+            .filter_map(Result::transpose)
             .collect()
     }
 

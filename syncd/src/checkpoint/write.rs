@@ -17,7 +17,7 @@ use crate::content::{self, Read, Sink};
 use crate::diff::Draft;
 use crate::durable;
 use crate::entry::{Base, Change, Content, Kind, Node, State, Stretch};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::write::{Writer, Written};
 use crate::format::{Header, Relation};
 use crate::path::RelPath;
@@ -54,7 +54,7 @@ impl Job<'_> {
         durable::write_file(store.directory(), &name, |file| {
             let mut writer = Writer::new(file, &path, &header, self.options.compression)?;
             let changes = self.capture(&mut writer, drafts, bases, stats)?;
-            if !self.held.is_empty() {
+            if !self.held.is_empty() || !self.patient {
                 // What is held and what is new come from different moments: only a whole tree may be written.
                 let mut net = self.past.net.clone();
                 net.apply(sequence, full, &changes);
@@ -113,7 +113,13 @@ impl Job<'_> {
                 Draft::AsLower => State::AsLower,
                 Draft::Present(_, group) if leaders.contains_key(group) => State::Present(leaders[group].clone()),
                 Draft::Present(found, group) => {
-                    let mut node = self.capture_node(writer, found, &mut buffer)?;
+                    let mut node = match self.capture_node(writer, found, &mut buffer) {
+                        Err(Error::Moved { .. }) if !self.patient && *group == 0 => {
+                            stats.disputed.push(path.clone());
+                            continue;
+                        }
+                        other => other?,
+                    };
                     node.group = *group;
                     if node.content().is_some_and(|content| content.fuzzy) {
                         stats.fuzzy.push(path.clone());
