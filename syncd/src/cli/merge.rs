@@ -13,7 +13,7 @@ use syncd::system::System;
 use syncd::tree::Tree;
 use syncd::{Error, death, merge};
 
-use super::report::{TargetReport, finish};
+use super::report::{TargetReport, count, finish};
 use super::{Outcome, checkpoint};
 
 pub(crate) fn run(
@@ -139,7 +139,7 @@ fn report(target: &Path, stats: &MergeStats, winner: Winner) -> TargetReport {
     let mut words = vec![match (stats.checkpoints, &stats.set_aside) {
         (0, None) => "an earlier merge was complete; cleaned up after it".to_owned(),
         (0, Some(_)) => "nothing was merged".to_owned(),
-        (count, _) => format!("{count} checkpoints merged, {} paths", stats.paths),
+        (number, _) => format!("{} merged, {}", count(number, "checkpoint"), count(stats.paths, "path")),
     }];
     if let Some(aside) = &stats.set_aside {
         let why = match stats.checkpoints {

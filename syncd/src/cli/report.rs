@@ -12,6 +12,11 @@ use super::Outcome;
 /// The version of every object that `--json` prints.
 pub(crate) const JSON_VERSION: u32 = 1;
 
+/// `1 path`, `2 paths`.
+pub(crate) fn count(number: usize, of: &str) -> String {
+    if number == 1 { format!("1 {of}") } else { format!("{number} {of}s") }
+}
+
 /// One object: what a command did.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {

@@ -11,13 +11,15 @@ use syncd::checkpoint::own_log;
 use syncd::store::Store;
 use syncd::system::System;
 
-use super::report::{JSON_VERSION, TargetReport};
+use super::report::{JSON_VERSION, TargetReport, count};
 use super::{Outcome, checkpoint, say};
 
 /// The object that `--json` prints.
 #[derive(Debug, Serialize)]
 struct Status {
     version: u32,
+    /// It is the system that runs.
+    live: bool,
     /// The hook was active in this boot.
     active: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -96,6 +98,7 @@ fn look(system: &System) -> anyhow::Result<Status> {
     let skipped = system.boot.iter().flat_map(|boot| &boot.skipped);
     Ok(Status {
         version: JSON_VERSION,
+        live: system.live,
         active: system.boot.is_some(),
         ram,
         targets,
@@ -160,7 +163,8 @@ fn table(status: &Status) -> String {
             ram.size_inodes
         ),
         None if status.active => "RAM: nothing is mounted".to_owned(),
-        None => "RAM: the hook was not active in this boot".to_owned(),
+        None if status.live => "RAM: the hook was not active in this boot".to_owned(),
+        None => "RAM: this system is not running".to_owned(),
     });
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
@@ -170,9 +174,9 @@ fn table(status: &Status) -> String {
             0 => "-".to_owned(),
             count => format!("{count} ({})", ByteSize(target.pending_bytes)),
         };
-        let unsaved = target.unsaved.map_or("?".to_owned(), |count| match count {
+        let unsaved = target.unsaved.map_or("?".to_owned(), |number| match number {
             0 => "-".to_owned(),
-            count => format!("{count} paths"),
+            number => count(number, "path"),
         });
         let state = match (target.mounted, target.merging) {
             (true, _) => "in RAM",
