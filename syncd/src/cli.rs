@@ -102,6 +102,16 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
+    /// The exit status, which scripts rely on.
+    pub(crate) fn status(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Partial => 3,
+        }
+    }
+
     /// What an error means for the exit status.
     pub(crate) fn of_error(error: &anyhow::Error) -> Self {
         match error.downcast_ref() {
@@ -114,12 +124,7 @@ impl Outcome {
 
 impl From<Outcome> for ExitCode {
     fn from(outcome: Outcome) -> Self {
-        Self::from(match outcome {
-            Outcome::Done => 0,
-            Outcome::Failed => 1,
-            Outcome::Usage => 2,
-            Outcome::Partial => 3,
-        })
+        Self::from(outcome.status())
     }
 }
 

@@ -49,13 +49,7 @@ impl TargetReport {
     /// A report without numbers.
     pub(crate) fn new(target: &Path, outcome: Outcome, message: String) -> Self {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let status = match outcome {
-            Outcome::Done => 0,
-            Outcome::Failed => 1,
-            Outcome::Usage => 2,
-            Outcome::Partial => 3,
-        };
-        Self { target: target.to_path_buf(), status, message, time, sequence: None, written_bytes: 0 }
+        Self { target: target.to_path_buf(), status: outcome.status(), message, time, sequence: None, written_bytes: 0 }
     }
 
     /// Says it to people.
