@@ -19,6 +19,8 @@ use crate::error::{At, SystemError};
 /// The run directory of a live system. Below `/run/initramfs` systemd leaves mounts alone until the very end of a
 /// shutdown (measured on systemd 252 to 262).
 pub const RUN_DIR: &str = "/run/initramfs/ephemeral-overlay";
+/// Where libmount, and through it systemd, finds the options of mounts that the kernel does not know.
+const UTAB: &str = "/run/mount/utab";
 /// A link to [`RUN_DIR`] for people and scripts.
 pub const RUN_LINK: &str = "/run/ephemeral-overlay";
 /// The configuration file, below the root.
@@ -94,6 +96,13 @@ impl Layout {
     #[must_use]
     pub fn progress(&self) -> PathBuf {
         self.run_dir.join("progress")
+    }
+
+    /// The file in which libmount keeps the options of mounts that the kernel does not know: the running system's own,
+    /// or, for one that is not booted, a file that nobody else reads.
+    #[must_use]
+    pub fn utab(&self) -> PathBuf {
+        if self.run_dir == Path::new(RUN_DIR) { UTAB.into() } else { self.run_dir.join("utab") }
     }
 
     /// Where our tmpfs is mounted.

@@ -2,7 +2,7 @@
 //! of a container must not hide all the others.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 /// One mount.
@@ -10,10 +10,14 @@ use std::path::{Path, PathBuf};
 pub struct Mount {
     /// `major:minor` of the superblock.
     pub device: String,
+    /// The directory of the file system that is mounted.
+    pub root: PathBuf,
     /// Where it is mounted.
     pub mount_point: PathBuf,
     /// The type of the file system.
     pub fs_type: String,
+    /// What it was mounted from, as the file system tells it.
+    pub source: PathBuf,
     /// The superblock's options, as the kernel prints them.
     pub super_options: Vec<u8>,
 }
@@ -40,14 +44,18 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     // 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
     let mut fields = line.split(|&byte| byte == b' ');
     let device = fields.nth(2)?;
-    let mount_point = fields.nth(1)?;
+    let root = fields.next()?;
+    let mount_point = fields.next()?;
     let mut after = fields.skip_while(|field| *field != b"-").skip(1);
     let fs_type = after.next()?;
-    let super_options = after.nth(1)?;
+    let source = after.next()?;
+    let super_options = after.next()?;
     Some(Mount {
         device: String::from_utf8_lossy(device).into_owned(),
+        root: unescape(root),
         mount_point: unescape(mount_point),
         fs_type: String::from_utf8_lossy(fs_type).into_owned(),
+        source: unescape(source),
         super_options: super_options.to_vec(),
     })
 }
@@ -70,6 +78,19 @@ pub fn unescape(field: &[u8]) -> PathBuf {
         }
     }
     OsString::from_vec(bytes).into()
+}
+
+/// A path as one field of mountinfo, fstab or utab: what separates fields, and the backslash, as octal escapes.
+#[must_use]
+pub fn escape(path: &Path) -> Vec<u8> {
+    let mut field = Vec::new();
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => field.extend(format!("\\{byte:03o}").as_bytes()),
+            _ => field.push(byte),
+        }
+    }
+    field
 }
 
 /// The mounts at or below `root`, their mount points made relative to it (with a leading `/`).
@@ -95,9 +116,19 @@ mod tests {
         let mounts = parse(text);
         assert_eq!(mounts.len(), 2);
         assert_eq!(mounts[0].device, "98:0");
+        assert_eq!(mounts[0].root, Path::new("/mnt1"));
         assert_eq!(mounts[0].mount_point, Path::new("/mnt 2"));
+        assert_eq!(mounts[0].source, Path::new("/dev/root"));
         assert_eq!(mounts[1].option("upperdir"), Some("/run/u".into()));
         assert_eq!(mounts[1].option("lowerdir"), Some("/l\\:x".into()));
         assert_eq!(below(&mounts, Path::new("/sysroot"))[0].mount_point, Path::new("/etc"));
+    }
+
+    #[test]
+    fn an_escaped_path_is_one_field() {
+        let path = Path::new("/a b\tc\nd\\e\\040f");
+        let field = escape(path);
+        assert_eq!(field, br"/a\040b\011c\012d\134e\134040f");
+        assert_eq!(unescape(&field), path);
     }
 }

@@ -26,6 +26,7 @@ use rustix::fs::{
 use crate::chains;
 use crate::plan::{Keep, Plan, Step};
 use crate::sys::{self, FileSystem, Tree};
+use crate::utab;
 
 /// Carries out `plan`; returns what was not done.
 pub(crate) fn apply(layout: &Layout, plan: Plan) -> Result<Vec<Skipped>> {
@@ -41,11 +42,15 @@ pub(crate) fn apply(layout: &Layout, plan: Plan) -> Result<Vec<Skipped>> {
     };
     // Before the first mount and after each: an overlay that `syncd` does not know of would be lost without a word.
     state.write(&layout.boot_state())?;
-    let mut executor = Executor { layout, ram: false, bound: BTreeSet::new(), state };
+    let mut executor = Executor { layout, ram: false, bound: BTreeSet::new(), to_the_end: Vec::new(), state };
     for step in plan.steps {
         if let Err((path, error)) = executor.execute(step) {
             executor.state.skipped.push(Skipped { path, reason: format!("{error:#}") });
         }
+    }
+    if let Err(error) = utab::keep_to_the_end(layout, &executor.to_the_end) {
+        // The overlays are there; a shutdown may lose what is written after they were unmounted.
+        executor.state.skipped.push(Skipped { path: layout.utab(), reason: format!("{error:#}") });
     }
     executor.state.write(&layout.boot_state())?;
     Ok(executor.state.skipped)
@@ -73,6 +78,8 @@ struct Executor<'a> {
     ram: bool,
     /// The targets whose lower is bound.
     bound: BTreeSet<PathBuf>,
+    /// What must stay mounted until the last stage of a shutdown.
+    to_the_end: Vec<PathBuf>,
     state: BootState,
 }
 
@@ -158,10 +165,12 @@ impl Executor<'_> {
             let on_disk: Vec<_> = passthrough.iter().map(|path| (path, self.tree_on_disk(target, path))).collect();
             let root = overlay.mount_on(self.layout.open_dir(target)?.as_fd(), &|_| Ok(()))?;
             for (path, tree) in on_disk {
-                let bound = tree.and_then(|tree| tree.attach(self.layout.open_dir(path)?.as_fd()));
-                if let Err(error) = bound {
-                    let reason = format!("it is in RAM with the rest of {}: {error:#}", target.display());
-                    self.state.skipped.push(Skipped { path: path.clone(), reason });
+                match tree.and_then(|tree| tree.attach(self.layout.open_dir(path)?.as_fd())) {
+                    Ok(()) => self.to_the_end.push(path.clone()),
+                    Err(error) => {
+                        let reason = format!("it is in RAM with the rest of {}: {error:#}", target.display());
+                        self.state.skipped.push(Skipped { path: path.clone(), reason });
+                    }
                 }
             }
             Ok(fstat(root).at("fstat", target)?.st_dev)
@@ -176,7 +185,10 @@ impl Executor<'_> {
             Ok(())
         });
         match recorded {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.to_the_end.push(target.to_path_buf());
+                Ok(())
+            }
             Err(error) => {
                 sys::detach(&lower);
                 // Only RAM of ours, and the machine boots from disk for this target either way.

@@ -10,6 +10,7 @@ mod facts;
 mod plan;
 mod standing;
 mod sys;
+mod utab;
 
 use std::process::ExitCode;
 
