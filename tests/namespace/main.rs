@@ -14,6 +14,8 @@ mod mapped;
 mod merge;
 mod model;
 mod order;
+#[path = "../support/private.rs"]
+mod private;
 mod refused;
 mod restart;
 mod shutdown;

@@ -5,23 +5,25 @@ mod damage;
 mod harness;
 mod power;
 mod refusal;
+mod systemd;
 
 use crate::console::Console;
 use crate::disk::Disk;
-use crate::kernel::Kernel;
-use crate::machine::{Boot, Machine};
+use crate::machine::{Boot, Machine, Setup};
 
-/// A test on one kernel.
-pub(crate) type Case = fn(&'static Kernel);
+/// A test, wherever it boots.
+pub(crate) type Case = fn(Setup);
 
-/// All of them, with the module that each is in.
-pub(crate) const CASES: [(&str, &[(&str, Case)]); 5] = [
+/// Those of a small system, with the module that each is in.
+pub(crate) const MINIMAL: [(&str, &[(&str, Case)]); 5] = [
     ("harness", harness::CASES),
     ("power", power::CASES),
     ("refusal", refusal::CASES),
     ("damage", damage::CASES),
     ("cut", cut::CASES),
 ];
+/// Those of a release of Debian.
+pub(crate) const DEBIAN: &[(&str, Case)] = systemd::CASES;
 
 /// What is in `/etc` of a fresh disk.
 const FILES: [(&str, &str); 2] = [("/etc/kept", "disk\n"), ("/etc/removed", "disk\n")];
@@ -33,13 +35,13 @@ const LOOK: &str = "mounts\ncat /etc/kept\ncat /etc/new\ncat /etc/removed\ncat /
 const CHECKPOINT: &str = "run syncd checkpoint";
 
 /// A machine with `FILES` on its disk.
-fn machine(kernel: &'static Kernel, name: &str) -> Machine {
-    Machine::new(kernel, name, &FILES)
+fn machine(on: Setup, name: &str) -> Machine {
+    Machine::new(on, name, &FILES)
 }
 
 /// A machine that was cut off with a checkpoint pending: its disk is the old one, the checkpoint has `CHANGE`.
-fn machine_with_checkpoint(kernel: &'static Kernel, name: &str) -> Machine {
-    let mut machine = machine(kernel, name);
+fn machine_with_checkpoint(on: Setup, name: &str) -> Machine {
+    let mut machine = machine(on, name);
     let console = machine.boot_and_cut(Boot::default(), &format!("{CHANGE}\n{CHECKPOINT}"));
     console.expect(console.exits() == ["0"], "the checkpoint failed");
     machine

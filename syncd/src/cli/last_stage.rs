@@ -2,13 +2,12 @@
 //! still in RAM goes into a last checkpoint, and everything is merged. The machine then boots the same with or without
 //! the hook. It depends on no unit having run.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::error::{At, SystemError};
 use ephemeral_overlay::layout::open_host_dir;
 use ephemeral_overlay::mountinfo;
-use rustix::fs::{StatVfsMountFlags, fstat, statvfs, syncfs};
+use rustix::fs::{StatVfsMountFlags, statvfs, syncfs};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
 use syncd::Error;
@@ -58,34 +57,32 @@ fn failed(target: &Path, error: Error) -> TargetReport {
     TargetReport::new(target, Outcome::Failed, format!("{:#}; its checkpoints stay", anyhow::Error::from(error)))
 }
 
-/// The file systems that were made writable again, by device, each with a directory on it.
-struct Writable(BTreeMap<u64, PathBuf>);
+/// The mounts that were made writable again.
+struct Writable(Vec<PathBuf>);
 
 impl Writable {
-    /// Remounts what lower and store are on, where systemd-shutdown left it read-only.
+    /// Remounts what lower and store are reached through. systemd-shutdown leaves the root read-only, and every mount
+    /// below `/run/initramfs` with a read-only flag of its own beside that of the superblock (measured on 257).
     fn make(system: &System, targets: &[PathBuf]) -> Result<Self, Error> {
-        let mut all = Self(BTreeMap::new());
-        // A superblock is remounted through any of its mounts; the root's comes first, for its own flag.
+        let mut all = Self(Vec::new());
         let root = system.layout.root().to_path_buf();
         let binds = targets.iter().map(|target| system.layout.lower(target));
         for path in [root].into_iter().chain(binds).chain([system.layout.store_bind()]) {
-            let Ok(directory) = open_host_dir(&path) else { continue };
-            let device = fstat(&directory).at("fstat", &path)?.st_dev;
-            let read_only = statvfs(&path).at("statvfs", &path)?.f_flag.contains(StatVfsMountFlags::RDONLY);
-            if read_only && !all.0.contains_key(&device) {
-                match mount_remount(&path, MountFlags::empty(), c"") {
-                    // Not a mount point: a root in a directory.
-                    Err(Errno::INVAL) => continue,
-                    other => other.at("mount -o remount,rw", &path)?,
-                }
-                all.0.insert(device, path);
+            if !path.is_dir() || !statvfs(&path).at("statvfs", &path)?.f_flag.contains(StatVfsMountFlags::RDONLY) {
+                continue;
             }
+            match mount_remount(&path, MountFlags::empty(), c"") {
+                // Not a mount point: a root in a directory.
+                Err(Errno::INVAL) => continue,
+                other => other.at("mount -o remount,rw", &path)?,
+            }
+            all.0.push(path);
         }
         Ok(all)
     }
 
     fn undo(self) -> Result<(), SystemError> {
-        for path in self.0.values() {
+        for path in self.0.iter().rev() {
             syncfs(open_host_dir(path)?).at("syncfs", path)?;
             mount_remount(path, MountFlags::RDONLY, c"").at("mount -o remount,ro", path)?;
         }

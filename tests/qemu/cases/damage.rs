@@ -1,9 +1,7 @@
 //! Boots with something broken: the machine comes up, says what it is, and loses nothing.
 
-use super::{
-    CHANGE, CHECKPOINT, Case, Kernel, LOOK, expect_disk, expect_overlays, expect_pending, expect_view, machine,
-};
-use crate::machine::Boot;
+use super::{CHANGE, CHECKPOINT, Case, LOOK, expect_disk, expect_overlays, expect_pending, expect_view, machine};
+use crate::machine::{Boot, Setup};
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("a_damaged_checkpoint_is_not_merged", damaged_checkpoint),
@@ -11,8 +9,8 @@ pub(crate) const CASES: &[(&str, Case)] = &[
 ];
 
 /// The target with the damage is as the disk has it, and its chain stays; the other one is merged.
-fn damaged_checkpoint(kernel: &'static Kernel) {
-    let mut machine = machine(kernel, "damaged_checkpoint");
+fn damaged_checkpoint(on: Setup) {
+    let mut machine = machine(on, "damaged_checkpoint");
     let damage = "sh for f in /persist/ephemeral-overlay/targets/etc/*.ckpt; do \
                   busybox dd if=/dev/zero of=$f bs=1 seek=200 count=8 conv=notrunc; done; sync";
     let console = machine.boot_and_cut(Boot::default(), &format!("{CHANGE}\n{CHECKPOINT}\n{damage}"));
@@ -29,8 +27,8 @@ fn damaged_checkpoint(kernel: &'static Kernel) {
 }
 
 /// The merge has no room: the boot shows the checkpoint from RAM. Once there is room, the next boot merges it.
-fn full_disk(kernel: &'static Kernel) {
-    let mut machine = machine(kernel, "full_disk");
+fn full_disk(on: Setup) {
+    let mut machine = machine(on, "full_disk");
     // Something that needs room, and then no room.
     let fill = "sh busybox dd if=/dev/urandom of=/etc/big bs=1M count=4; syncd checkpoint; \
                 busybox dd if=/dev/zero of=/persist/fill bs=64k; busybox dd if=/dev/zero of=/persist/rest bs=1k; sync";

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{say, shutdown};
+use crate::say;
 
 /// Where programs are.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";
@@ -35,7 +35,6 @@ pub(crate) fn execute(line: &str) -> Result<()> {
             Ok(())
         }
         "hold" => hold(rest),
-        "shutdown" => shutdown::shutdown(),
         "panic" => std::process::exit(1),
         _ => bail!("no such command"),
     }

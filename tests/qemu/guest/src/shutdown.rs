@@ -1,13 +1,13 @@
 //! The end of a clean shutdown, in the order of systemd-shutdown(8): every process is killed, everything that can be
-//! is unmounted (but nothing below `/run/initramfs`), the root becomes read-only, and then the programs in
-//! `/usr/lib/systemd/system-shutdown` run.
+//! is unmounted (but nothing below `/run/initramfs`), what is left becomes read-only, each mount for itself, and then
+//! the programs in `/usr/lib/systemd/system-shutdown` run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ephemeral_overlay::mountinfo;
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
@@ -17,11 +17,21 @@ use crate::say;
 /// What systemd-shutdown runs last.
 const PROGRAMS: &str = "/usr/lib/systemd/system-shutdown";
 
+/// Has systemd end this boot: `reboot`, `soft-reboot`.
+pub(crate) fn ask_systemd(how: &str) -> Result<()> {
+    let status = Command::new("/usr/bin/systemctl").args(["--no-block", how]).status().context("execve systemctl")?;
+    ensure!(status.success(), "systemctl {how}: {status}");
+    Ok(())
+}
+
 pub(crate) fn shutdown() -> Result<()> {
     kill_all();
     unmount_all()?;
-    let root = Path::new("/");
-    mount_remount(root, MountFlags::RDONLY, c"").context("mount -o remount,ro /")?;
+    for mount in mounts()?.iter().rev().filter(|mount| mount.source.starts_with("/dev/")) {
+        let point = &mount.mount_point;
+        mount_remount(point, MountFlags::RDONLY, c"")
+            .with_context(|| format!("mount -o remount,ro {}", point.display()))?;
+    }
     for program in programs() {
         let status = Command::new(&program).arg("poweroff").env_clear().status();
         let status = status.with_context(|| format!("execve {}", program.display()))?;
@@ -56,9 +66,12 @@ fn processes() -> Vec<Pid> {
     numbers.filter(|pid| *pid > 1).filter(is_program).filter_map(Pid::from_raw).collect()
 }
 
+fn mounts() -> Result<Vec<mountinfo::Mount>> {
+    Ok(mountinfo::parse(&fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?))
+}
+
 fn unmount_all() -> Result<()> {
-    let mounts = mountinfo::parse(&fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?);
-    for mount in mounts.iter().rev() {
+    for mount in mounts()?.iter().rev() {
         let point = &mount.mount_point;
         let stays = ["/proc", "/sys", "/dev", "/run/initramfs"].iter().any(|kept| point.starts_with(kept));
         if stays || point == Path::new("/") || point == Path::new("/run") {
