@@ -15,6 +15,7 @@ mod merge;
 mod model;
 mod order;
 mod refused;
+mod reserve;
 mod restart;
 mod shutdown;
 mod snapshot;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         ("merge", merge::TESTS),
         ("order", order::TESTS),
         ("refused", refused::TESTS),
+        ("reserve", reserve::TESTS),
         ("restart", restart::TESTS),
         ("shutdown", shutdown::TESTS),
     ];

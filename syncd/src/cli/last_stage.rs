@@ -37,8 +37,8 @@ pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::R
             Ok(Some(report)) => report,
             Ok(None) => continue,
             // A survivor: what it writes from now on is lost, what it wrote is not.
-            Err(Error::Alive { why, .. }) => match checkpoint::one(system, &store, target, false, None) {
-                Ok(_) => TargetReport::new(target, Outcome::Partial, format!("left pending for the next boot: {why}")),
+            Err(Error::Alive { why, .. }) => match checkpoint::last(system, &store, target) {
+                Ok(()) => TargetReport::new(target, Outcome::Partial, format!("left pending for the next boot: {why}")),
                 Err(error) => failed(target, error),
             },
             Err(error) => failed(target, error),
