@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("the_last_stage_saves_on_a_full_xfs", || a_full_disk_costs_nothing(Fs::Xfs, "last-stage")),
     ("a_merge_saves_what_was_in_ram_on_a_full_disk", || a_full_disk_costs_nothing(Fs::Ext4, "merge")),
     ("a_disk_without_inodes_costs_nothing", a_disk_without_inodes_costs_nothing),
+    ("no_merge_takes_the_room_of_another_targets_checkpoint", no_merge_takes_the_room_of_another),
     ("what_does_not_fit_into_the_reserve_fails", what_does_not_fit_into_the_reserve_fails),
     ("an_idle_checkpoint_leaves_the_reserve_alone", an_idle_checkpoint_leaves_the_reserve_alone),
     ("it_grows_with_what_is_in_ram", it_grows_with_what_is_in_ram),
@@ -141,6 +142,20 @@ fn a_disk_without_inodes_costs_nothing() {
     let output = world.syncd(&["last-stage"]);
     expect(&output, 1);
     assert!(text(&output).contains("the last checkpoint is given the reserve"), "{}", text(&output));
+    assert_saved(&world, &expected);
+}
+
+fn no_merge_takes_the_room_of_another() {
+    let world = running(Fs::Ext4);
+    // Next to nothing in a checkpoint, and three quarters of the reserve on disk.
+    fs::write(world.at("etc/big"), vec![b'a'; 3 << 20]).unwrap();
+    fs::write(world.at("var/log/noise"), noise(5 << 19)).unwrap();
+    let expected = views(&world);
+    fill(&world, 0);
+    unmount_targets(&world);
+    let output = world.syncd(&["last-stage"]);
+    expect(&output, 1);
+    assert!(!text(&output).contains(".ckpt"), "{}", text(&output));
     assert_saved(&world, &expected);
 }
 
