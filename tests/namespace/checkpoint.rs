@@ -150,7 +150,7 @@ fn fill(directory: &Path) -> std::path::PathBuf {
     path
 }
 
-fn noise(length: usize) -> Vec<u8> {
+pub(crate) fn noise(length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     fastrand::Rng::with_seed(1).fill(&mut bytes);
     bytes

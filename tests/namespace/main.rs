@@ -17,6 +17,7 @@ mod order;
 #[path = "../support/private.rs"]
 mod private;
 mod refused;
+mod reserve;
 mod restart;
 mod shutdown;
 mod snapshot;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         ("merge", merge::TESTS),
         ("order", order::TESTS),
         ("refused", refused::TESTS),
+        ("reserve", reserve::TESTS),
         ("restart", restart::TESTS),
         ("shutdown", shutdown::TESTS),
     ];

@@ -30,14 +30,21 @@ pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::R
     // made after the boot has no bind, and then the root was remounted as a whole.
     let bind = system.layout.store_bind();
     let store = Store::open(&if bind.join("targets").is_dir() { bind } else { system.store_path()? })?;
+    // All is saved before anything is merged: a merge may take the room that the last checkpoint of another target needs.
+    for target in &targets {
+        if let Err(error) = checkpoint::last(system, &store, target) {
+            // It is tried again below, and said there.
+            tracing::debug!("{}: {:#}", target.display(), anyhow::Error::from(error));
+        }
+    }
     let mut reports = Vec::new();
     for target in &targets {
         let report = match merge::one(system, &store, target, false, progress) {
             Ok(Some(report)) => report,
             Ok(None) => continue,
             // A survivor: what it writes from now on is lost, what it wrote is not.
-            Err(Error::Alive { why, .. }) => match checkpoint::one(system, &store, target, false, None) {
-                Ok(_) => TargetReport::new(target, Outcome::Partial, format!("left pending for the next boot: {why}")),
+            Err(Error::Alive { why, .. }) => match checkpoint::last(system, &store, target) {
+                Ok(()) => TargetReport::new(target, Outcome::Partial, format!("left pending for the next boot: {why}")),
                 Err(error) => failed(target, error),
             },
             Err(error) => failed(target, error),
