@@ -10,17 +10,12 @@ mod checkpoint;
 mod differential;
 mod early;
 mod facts;
-mod mapped;
 mod merge;
-mod model;
 mod order;
-#[path = "../support/private.rs"]
-mod private;
 mod refused;
 mod reserve;
 mod restart;
 mod shutdown;
-mod snapshot;
 mod tools;
 mod world;
 

@@ -9,9 +9,9 @@ use rustix::fs::{statvfs, syncfs};
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::checkpoint::noise;
-use crate::snapshot::{self, Snapshot};
 use crate::tools::{self, code, text};
 use crate::world::{Disk, ETC, Fs, World, expect};
+use test_support::snapshot::{self, Snapshot};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("the_last_stage_saves_on_a_full_ext4", || a_full_disk_costs_nothing(Fs::Ext4, "last-stage")),

@@ -9,9 +9,9 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::differential;
-use crate::snapshot::{self, Snapshot};
 use crate::tools::{run, text};
 use crate::world::{ETC, World};
+use test_support::snapshot::{self, Snapshot};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_merge_killed_anywhere_is_done_by_the_next", a_merge_killed_anywhere_is_done_by_the_next),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use crate::private;
+use test_support::private;
 
 /// Puts the whole process into a mount namespace of its own, and sees that the tests can run in it.
 pub(crate) fn enter_private_namespace() -> Result<(), String> {

@@ -2,9 +2,11 @@
 
 mod cut;
 mod damage;
+mod exact;
 mod harness;
 mod power;
 mod refusal;
+mod shutdown;
 mod systemd;
 
 use crate::console::Console;
@@ -15,15 +17,16 @@ use crate::machine::{Boot, Machine, Setup};
 pub(crate) type Case = fn(Setup);
 
 /// Those of a small system, with the module that each is in.
-pub(crate) const MINIMAL: [(&str, &[(&str, Case)]); 5] = [
+pub(crate) const MINIMAL: [(&str, &[(&str, Case)]); 6] = [
     ("harness", harness::CASES),
     ("power", power::CASES),
     ("refusal", refusal::CASES),
     ("damage", damage::CASES),
+    ("exact", exact::CASES),
     ("cut", cut::CASES),
 ];
 /// Those of a release of Debian.
-pub(crate) const DEBIAN: &[(&str, Case)] = systemd::CASES;
+pub(crate) const DEBIAN: [(&str, &[(&str, Case)]); 2] = [("systemd", systemd::CASES), ("shutdown", shutdown::CASES)];
 
 /// What is in `/etc` of a fresh disk.
 const FILES: [(&str, &str); 2] = [("/etc/kept", "disk\n"), ("/etc/removed", "disk\n")];
@@ -33,6 +36,10 @@ const CHANGE: &str = "write /etc/kept ram\nwrite /etc/new ram\nremove /etc/remov
 const LOOK: &str = "mounts\ncat /etc/kept\ncat /etc/new\ncat /etc/removed\ncat /var/log/log";
 /// Takes a checkpoint.
 const CHECKPOINT: &str = "run syncd checkpoint";
+
+/// What runs last in a shutdown.
+const LAST_STAGE: (&str, &str) =
+    ("/usr/lib/systemd/system-shutdown/ephemeral-overlay", include_str!("../../systemd/system-shutdown.sh"));
 
 /// A machine with `FILES` on its disk.
 fn machine(on: Setup, name: &str) -> Machine {

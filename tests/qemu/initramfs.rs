@@ -19,7 +19,7 @@ use crate::package;
 use crate::tools::{self, kept, repository, run};
 
 /// What the root disk takes, beside its file system. Modules that a kernel has built in are left out.
-const DISK: [&str; 2] = ["virtio_pci", "virtio_blk"];
+const DISK: [&str; 3] = ["virtio_pci", "virtio_blk", "dm_mod"];
 /// Where our programs are in it.
 const EARLY: &str = "/usr/lib/ephemeral-overlay/initramfs/early";
 
@@ -30,6 +30,8 @@ pub(crate) struct Initramfs {
     pub flavour: Flavour,
     /// With the module `overlay`.
     pub overlay: bool,
+    /// With the module of another file system than the root's, too.
+    pub also: Option<Fs>,
     /// A shell script in the place of `early`.
     pub early: Option<&'static str>,
 }
@@ -45,7 +47,7 @@ pub(crate) enum Flavour {
 
 impl Default for Initramfs {
     fn default() -> Self {
-        Self { flavour: Flavour::Busybox, overlay: true, early: None }
+        Self { flavour: Flavour::Busybox, overlay: true, also: None, early: None }
     }
 }
 
@@ -72,7 +74,8 @@ impl Initramfs {
 
     fn build(self, kernel: &Kernel, fs: Fs) -> Result<Vec<u8>> {
         let mut archive = Archive::default();
-        let mut modules: Vec<String> = DISK.iter().copied().chain([fs.name()]).map(str::to_owned).collect();
+        let mut modules: Vec<String> =
+            DISK.into_iter().chain([fs].into_iter().chain(self.also).map(Fs::name)).map(str::to_owned).collect();
         let stage = tempfile::Builder::new().prefix("eo-stage-").tempdir().context("mkdtemp")?;
         package::install(stage.path())?;
         let requests = requests(stage.path(), self.flavour)?;
@@ -174,5 +177,13 @@ fn busybox(archive: &mut Archive) -> Result<()> {
         archive.symlink(&Path::new("/usr/bin").join(applet), Path::new("busybox"));
     }
     archive.file(Path::new("/init"), 0o755, include_bytes!("init"));
+    archive.file(Path::new("/shutdown"), 0o755, include_bytes!("shutdown"));
+    let dmsetup = tools::which("dmsetup").context("dmsetup is not installed")?;
+    let libraries = String::from_utf8(run("ldd", &[&dmsetup])?)?;
+    let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from);
+    for (source, to) in libraries.map(|path| (path.clone(), path)).chain([(dmsetup, "/usr/bin/dmsetup".into())]) {
+        let contents = fs::read(&source).with_context(|| format!("read {}", source.display()))?;
+        archive.file(&to, 0o755, &contents);
+    }
     Ok(())
 }

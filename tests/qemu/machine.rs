@@ -155,6 +155,12 @@ impl Machine {
         Disk::of(&self.disks[2], fs).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
+    /// The sectors of the root disk that have exactly these bytes.
+    pub(crate) fn sectors_with(&self, bytes: &[u8]) -> Vec<u64> {
+        let image = fs::read(&self.disks[0]).expect("the image");
+        (0..).zip(image.chunks(512)).filter(|(_, sector)| *sector == bytes).map(|(number, _)| number).collect()
+    }
+
     /// Another machine with the disks as they are now.
     #[track_caller]
     pub(crate) fn copy(&self, name: &str) -> Self {

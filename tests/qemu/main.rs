@@ -18,8 +18,6 @@ mod kernel;
 mod machine;
 mod matrix;
 mod package;
-#[path = "../support/private.rs"]
-mod private;
 mod tools;
 mod vm;
 
@@ -29,17 +27,19 @@ use std::sync::OnceLock;
 use kernel::{Kernel, NEWEST};
 use libtest_mimic::{Arguments, Trial};
 use machine::Setup;
+use test_support::private;
 
 /// The kernels: the oldest that is supported, the one that most have, and the newest that there is.
 static KERNELS: [(&str, OnceLock<Kernel>); 3] =
     [("6.1", OnceLock::new()), ("6.12", OnceLock::new()), (NEWEST, OnceLock::new())];
 
 /// The programs of the machine, and the Debian packages that they are in.
-const PROGRAMS: [(&str, &str); 19] = [
+const PROGRAMS: [(&str, &str); 20] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("depmod", "kmod"),
     ("debootstrap", "debootstrap"),
+    ("dmsetup", "dmsetup"),
     ("mkfs.ext4", "e2fsprogs"),
     ("e2fsck", "e2fsprogs"),
     ("mkfs.btrfs", "btrfs-progs"),

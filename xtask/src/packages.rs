@@ -38,10 +38,12 @@ pub(crate) const TEST: [Tool; 4] = [
 ];
 
 /// What a virtual machine takes, beside that. Its kernels come from Debian's packages.
-pub(crate) const BOOT: [Tool; 6] = [
+pub(crate) const BOOT: [Tool; 8] = [
     tool("qemu-system-x86_64", "qemu-system-x86", "qemu-system-x86"),
     tool("busybox", "busybox-static", "busybox"),
+    tool("debootstrap", "debootstrap", "debootstrap"),
     tool("depmod", "kmod", "kmod"),
+    tool("dmsetup", "dmsetup", "device-mapper"),
     tool("lz4", "lz4", "lz4"),
     tool("xz", "xz-utils", "xz"),
     tool("zstd", "zstd", "zstd"),

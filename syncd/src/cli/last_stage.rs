@@ -54,7 +54,8 @@ pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::R
     }
     drop(store);
     writable.undo()?;
-    if reports.iter().all(|report| report.status == 0) {
+    // What could be neither merged nor saved is nowhere but in RAM.
+    if reports.iter().all(|report| report.status != Outcome::Failed.status()) {
         drop_mounts(system);
     }
     finish(reports, json)
@@ -97,7 +98,7 @@ impl Writable {
     }
 }
 
-/// Takes our mounts away, so that what they are on (LUKS, LVM, md) can be stopped. Only when all is merged.
+/// Takes our mounts away, so that what they are on (LUKS, LVM, md) can be stopped.
 fn drop_mounts(system: &System) {
     let Ok(text) = std::fs::read("/proc/self/mountinfo") else { return };
     for mount in mountinfo::parse(&text).iter().rev() {

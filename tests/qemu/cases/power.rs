@@ -1,7 +1,7 @@
 //! Boots, power cuts and clean shutdowns of a healthy machine.
 
 use super::{
-    CHANGE, CHECKPOINT, Case, LOOK, expect_disk, expect_overlays, expect_pending, expect_view, machine,
+    CHANGE, CHECKPOINT, Case, LAST_STAGE, LOOK, expect_disk, expect_overlays, expect_pending, expect_view, machine,
     machine_with_checkpoint,
 };
 use crate::machine::{Boot, Machine, Setup};
@@ -12,13 +12,10 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("without_a_checkpoint_a_power_cut_loses_it", cut_without_checkpoint),
     ("a_poweroff_without_the_last_stage_leaves_the_checkpoint", poweroff_without_last_stage),
     ("the_last_stage_leaves_nothing_pending", last_stage),
+    ("the_device_below_the_root_is_closed", device_closed),
     ("a_read_only_root_shows_the_checkpoint", read_only_root),
     ("a_kernel_without_random_numbers_boots", no_entropy),
 ];
-
-/// What runs last in a shutdown.
-const LAST_STAGE: (&str, &str) =
-    ("/usr/lib/systemd/system-shutdown/ephemeral-overlay", include_str!("../../../systemd/system-shutdown.sh"));
 
 /// The overlays and the tmpfs folders are there before the root's init does anything; the disk keeps its contents.
 fn fresh_boot(on: Setup) {
@@ -92,6 +89,20 @@ fn last_stage(on: Setup) {
     let boot = Boot { cmdline: "rw ephemeral_overlay=nomerge", ..Boot::default() };
     let console = machine.boot(boot, &format!("{LOOK}\nshutdown"));
     expect_view(&console, true);
+}
+
+/// The root is on a device-mapper device, as with LUKS and LVM: after the last stage nothing holds it, and it can be
+/// closed. Everything is on the disk.
+fn device_closed(on: Setup) {
+    let files: Vec<_> = super::FILES.into_iter().chain([LAST_STAGE]).collect();
+    let mut machine = Machine::new(on, "device_closed", &files);
+    let boot = Boot { cmdline: "rw test.dm", ..Boot::default() };
+    let console = machine.boot(boot, &format!("mounts\n{CHANGE}\nshutdown"));
+    expect_overlays(&console);
+    console.expect(console.says("shutdown: the root's device is closed"), "something holds the root's device");
+    let disk = machine.disk();
+    expect_disk(&disk, true);
+    expect_pending(&disk, 0);
 }
 
 /// The boot shows exactly the checkpoint, whether or not the root may be written to while it merges.

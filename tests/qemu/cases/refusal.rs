@@ -16,6 +16,10 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("another_init_merges_and_mounts_nothing", another_init),
     ("a_root_without_counterpart_boots_from_disk", no_counterpart),
     ("after_two_boots_without_syncd_it_boots_from_disk", tries),
+    ("a_crashing_early_boots_from_disk", crashing_early),
+    ("a_failing_early_boots_from_disk", failing_early),
+    ("a_hanging_early_is_given_up", hanging_early),
+    ("a_symlinked_folder_is_skipped_alone", symlinked_folder),
 ];
 
 /// No overlays, and it is said which; the pending checkpoint is on disk, and what is written goes there.
@@ -83,7 +87,10 @@ fn merges_and_mounts_nothing(on: Setup, name: &str, word: &str, reason: &str) {
 
 /// Nothing is in RAM that a shell without any syncd would lose; nothing is missing on the disk.
 fn rescue(on: Setup) {
-    merges_and_mounts_nothing(on, "rescue", "single", "single on the kernel command line");
+    for word in ["single", "emergency"] {
+        let name = format!("rescue-{word}");
+        merges_and_mounts_nothing(on, &name, word, &format!("{word} on the kernel command line"));
+    }
 }
 
 /// The same for `init=`. The program is our init under another name, so that it can tell what it sees.
@@ -115,4 +122,47 @@ fn tries(on: Setup) {
     console.expect(console.says("did not come as far as syncd"), "no reason was given");
     let console = machine.boot(Boot::default(), "mounts\nshutdown");
     expect_overlays(&console);
+}
+
+/// Boots a machine whose `early` is this shell script, and expects the disk, untouched, and `reason`.
+fn boots_without_early(on: Setup, name: &str, early: &'static str, reason: &str) {
+    let mut machine = machine_with_checkpoint(on, name);
+    let initramfs = Initramfs { early: Some(early), ..Initramfs::default() };
+    let console = machine.boot(Boot { initramfs, ..Boot::default() }, &format!("{LOOK}\nshutdown"));
+    expect_nothing_mounted(&console);
+    expect_view(&console, false);
+    console.expect(console.says(reason), "no reason was given");
+    // The next one is not lost because of it.
+    expect_pending(&machine.disk(), 1);
+    let console = machine.boot(Boot::default(), &format!("{LOOK}\nshutdown"));
+    expect_view(&console, true);
+}
+
+/// It ends by a signal: the boot goes on and says so.
+fn crashing_early(on: Setup) {
+    boots_without_early(on, "crashing_early", "#!/bin/sh\nkill -SEGV $$\n", "early ended with status 139");
+}
+
+/// It fails before it has done anything.
+fn failing_early(on: Setup) {
+    boots_without_early(on, "failing_early", "#!/bin/sh\necho early: no luck\nexit 1\n", "early: no luck");
+}
+
+/// It does nothing for a minute: the boot goes on and says so.
+fn hanging_early(on: Setup) {
+    boots_without_early(on, "hanging_early", "#!/bin/sh\nexec sleep 100000\n", "no progress for 60 seconds");
+}
+
+/// Everything else is mounted; the folder is what it was.
+fn symlinked_folder(on: Setup) {
+    let mut machine = machine(on, "symlinked_folder");
+    machine.edit(|root| {
+        std::fs::remove_dir(root.join("var/tmp"))?;
+        Ok(std::os::unix::fs::symlink("../tmp", root.join("var/tmp"))?)
+    });
+    let console = machine.boot(Boot::default(), "mounts\nwrite /var/tmp/file text\ncat /tmp/file\nshutdown");
+    expect_overlays(&console);
+    console.expect(console.says("early: /var/tmp skipped: it is a symlink"), "no reason was given");
+    console.expect(console.mounts("/tmp").iter().any(|mount| mount.starts_with("tmpfs ")), "/tmp is no tmpfs");
+    console.expect(console.file("/tmp/file").as_deref() == Some("text"), "the symlink does not lead there any more");
 }

@@ -91,7 +91,8 @@ fn is_init() -> bool {
     std::process::id() == 1
 }
 
-fn is_mount_point(path: &str) -> bool {
+/// Whether something is mounted at a path.
+pub(crate) fn is_mount_point(path: &str) -> bool {
     let mountinfo = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let mounts = ephemeral_overlay::mountinfo::parse(&mountinfo);
     mounts.iter().any(|mount| mount.mount_point.as_os_str() == path)

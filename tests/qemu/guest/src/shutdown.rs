@@ -1,19 +1,23 @@
 //! The end of a clean shutdown, in the order of systemd-shutdown(8): every process is killed, everything that can be
 //! is unmounted (but nothing below `/run/initramfs`), what is left becomes read-only, each mount for itself, and then
-//! the programs in `/usr/lib/systemd/system-shutdown` run.
+//! the programs in `/usr/lib/systemd/system-shutdown` run. Where there is a `/run/initramfs/shutdown`, it has the last
+//! word, with the old root on `/oldroot`.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ephemeral_overlay::mountinfo;
-use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_move, mount_remount, unmount};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, pivot_root, wait};
 
 use crate::say;
 
+/// What the initramfs left of itself.
+const INITRAMFS: &str = "/run/initramfs";
 /// What systemd-shutdown runs last.
 const PROGRAMS: &str = "/usr/lib/systemd/system-shutdown";
 
@@ -38,7 +42,21 @@ pub(crate) fn shutdown() -> Result<()> {
         say(&format!("LAST {} {status}", program.display()));
     }
     rustix::fs::sync();
-    Ok(())
+    if Path::new(INITRAMFS).join("shutdown").exists() { back_to_the_initramfs() } else { Ok(()) }
+}
+
+/// Makes the initramfs the root again and becomes its `/shutdown`.
+fn back_to_the_initramfs() -> Result<()> {
+    let new = Path::new(INITRAMFS);
+    mount_bind(new, new).context("mount --bind")?;
+    for name in ["proc", "sys", "dev"] {
+        let from = Path::new("/").join(name);
+        mount_move(&from, new.join(name)).with_context(|| format!("mount --move {}", from.display()))?;
+    }
+    std::env::set_current_dir(new).context("chdir")?;
+    pivot_root(".", "oldroot").context("pivot_root")?;
+    rustix::process::chroot(".").context("chroot")?;
+    Err(Command::new("/shutdown").exec()).context("execve /shutdown")
 }
 
 /// SIGTERM, a moment, SIGKILL: for everything but us and the kernel's threads.

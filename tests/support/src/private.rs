@@ -5,7 +5,10 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 
 /// Puts the whole process into a mount namespace of its own, out of which nothing propagates. To be called before
 /// there is a second thread.
-pub(crate) fn enter() -> Result<(), String> {
+///
+/// # Errors
+/// Why not, in words.
+pub fn enter() -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
         return Err("they need root, for mounts, loop devices and trusted.* attributes".to_owned());
     }
