@@ -1,7 +1,9 @@
 //! The boots. Each test says the end state that it wants.
 
+pub(crate) mod cost;
 mod cut;
 mod damage;
+mod deferred;
 mod exact;
 mod harness;
 mod power;
@@ -26,7 +28,8 @@ pub(crate) const MINIMAL: [(&str, &[(&str, Case)]); 6] = [
     ("cut", cut::CASES),
 ];
 /// Those of a release of Debian.
-pub(crate) const DEBIAN: [(&str, &[(&str, Case)]); 2] = [("systemd", systemd::CASES), ("shutdown", shutdown::CASES)];
+pub(crate) const DEBIAN: [(&str, &[(&str, Case)]); 3] =
+    [("systemd", systemd::CASES), ("shutdown", shutdown::CASES), ("deferred", deferred::CASES)];
 
 /// What is in `/etc` of a fresh disk.
 const FILES: [(&str, &str); 2] = [("/etc/kept", "disk\n"), ("/etc/removed", "disk\n")];

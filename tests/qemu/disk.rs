@@ -106,10 +106,11 @@ impl Disk {
         names
     }
 
-    /// A target's directory in the store.
+    /// A target's directory in the store, which is in `/persist`, or is what the disk is there for.
     pub(crate) fn store(&self, target: &str) -> PathBuf {
-        let name = ephemeral_overlay::layout::target_name(Path::new(target));
-        self.at("/persist/ephemeral-overlay/targets").join(name)
+        let own = self.at("/ephemeral-overlay");
+        let store = if own.exists() { own } else { self.at("/persist/ephemeral-overlay") };
+        store.join("targets").join(ephemeral_overlay::layout::target_name(Path::new(target)))
     }
 }
 

@@ -28,6 +28,8 @@ const EARLY: &str = "/usr/lib/ephemeral-overlay/initramfs/early";
 pub(crate) struct Initramfs {
     /// What runs in it.
     pub flavour: Flavour,
+    /// With our hook.
+    pub hook: bool,
     /// With the module `overlay`.
     pub overlay: bool,
     /// With the module of another file system than the root's, too.
@@ -47,7 +49,7 @@ pub(crate) enum Flavour {
 
 impl Default for Initramfs {
     fn default() -> Self {
-        Self { flavour: Flavour::Busybox, overlay: true, also: None, early: None }
+        Self { flavour: Flavour::Busybox, hook: true, overlay: true, also: None, early: None }
     }
 }
 
@@ -78,7 +80,7 @@ impl Initramfs {
             DISK.into_iter().chain([fs].into_iter().chain(self.also).map(Fs::name)).map(str::to_owned).collect();
         let stage = tempfile::Builder::new().prefix("eo-stage-").tempdir().context("mkdtemp")?;
         package::install(stage.path())?;
-        let requests = requests(stage.path(), self.flavour)?;
+        let requests = if self.hook { requests(stage.path(), self.flavour)? } else { Vec::new() };
         match self.flavour {
             Flavour::Busybox => busybox(&mut archive)?,
             Flavour::Systemd(suite) => systemd::skeleton(&mut archive, &suite.root()?, &modules)?,

@@ -2,7 +2,8 @@
 //!
 //! They take minutes, so they boot only when they are asked for: `REQUIRE_TIERS=qemu`, which `cargo xtask test` sets.
 //! Otherwise they are shown as *ignored*, with the reason; what a boot needs and this machine lacks is then a failure.
-//! `BOOTS=full` boots every case on every kernel and file system; otherwise [`matrix`] says what is enough.
+//! `BOOTS=full` boots every case on every kernel and file system; otherwise [`matrix`] says what is enough. `BOOTS=cost`
+//! measures.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests may unwrap")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests talk to whoever runs them")]
@@ -17,6 +18,7 @@ mod initramfs;
 mod kernel;
 mod machine;
 mod matrix;
+mod narrate;
 mod package;
 mod tools;
 mod vm;
@@ -73,7 +75,11 @@ fn main() -> ExitCode {
             }));
         }
     }
-    let tests = matrix::tests(std::env::var("BOOTS").is_ok_and(|boots| boots == "full"));
+    let tests = match std::env::var("BOOTS").as_deref() {
+        Ok("cost") => matrix::measurements(),
+        Ok("full") => matrix::tests(true),
+        _ => matrix::tests(false),
+    };
     for (series, cell) in &KERNELS {
         let of_series = || tests.iter().filter(|test| test.series == *series);
         let wanted = of_series().any(|test| args.filter.as_ref().is_none_or(|filter| test.name.contains(filter)));

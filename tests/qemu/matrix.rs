@@ -44,6 +44,13 @@ const EVERYDAY_CASES: [&str; 4] = [
     "a_separate_log_is_activated_late",
 ];
 
+/// What is measured in the place of tests, when asked for.
+pub(crate) fn measurements() -> Vec<Test> {
+    let (series, fs) = EVERYDAY;
+    let name = format!("linux_{series}::{}::what_the_hook_costs", fs.name());
+    vec![Test { name, series, fs, system: System::Minimal, case: cases::cost::run }]
+}
+
 /// All tests, or the choice.
 pub(crate) fn tests(full: bool) -> Vec<Test> {
     let mut tests = Vec::new();

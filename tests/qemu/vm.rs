@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 
 use crate::console::Console;
 use crate::kernel::Kernel;
+use crate::narrate;
 use crate::tools;
 
 /// What a machine starts with.
@@ -88,6 +89,7 @@ impl Vm<'_> {
             match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
                     writeln!(file, "{line}").context("write the log")?;
+                    narrate::quote(&line);
                     console.lines.push(line);
                     if self.kill_at.is_some_and(|mark| console.marked(mark)) {
                         return Ok(console);
@@ -114,18 +116,16 @@ fn image(path: &Path, faults: &[Fault]) -> String {
     if faults.is_empty() {
         return format!("file={path},format=raw");
     }
-    let mut options = format!("driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename={path}");
-    for (number, fault) in faults.iter().enumerate() {
+    let rules = faults.iter().enumerate().map(|(number, fault)| {
+        let rule = format!("file.inject-error.{number}");
         let what = match fault {
             Fault::Writes => "iotype=write".to_owned(),
-            Fault::Reads { sector } => format!("iotype=read,file.inject-error.{number}.sector={sector}"),
+            Fault::Reads { sector } => format!("iotype=read,{rule}.sector={sector}"),
         };
-        let rule = format!(",file.inject-error.{number}");
-        for setting in [&*format!("event=none{rule}.{what}"), "errno=5", "once=off"] {
-            options.push_str(&format!("{rule}.{setting}"));
-        }
-    }
-    options
+        format!(",{rule}.event=none,{rule}.errno=5,{rule}.once=off,{rule}.{what}")
+    });
+    let rules: String = rules.collect();
+    format!("driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename={path}{rules}")
 }
 
 /// QEMU with the least of devices.

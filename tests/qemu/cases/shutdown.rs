@@ -15,18 +15,18 @@ pub(crate) const CASES: &[(&str, Case)] = &[
 ];
 
 /// Writes to a log until it is stopped, and once more then.
-const WRITER: &str = "\
+pub(super) const WRITER: &str = "\
 #!/bin/sh
 trap 'echo last words >>/var/log/$1; logger --tag eo-test last words of $1; exit' TERM
-while :; do echo line >>/var/log/$1; sleep 0.3; done
+while :; do echo line >>/var/log/$1; sleep 1; done
 ";
 /// A service as any other: stopped while the system goes down.
-const ORDINARY: (&str, &str) = (
+pub(super) const ORDINARY: (&str, &str) = (
     "/etc/systemd/system/ordinary.service",
     "[Service]\nExecStart=/usr/local/bin/writer ordinary\n[Install]\nWantedBy=multi-user.target\n",
 );
 /// One that only the final kill ends.
-const LATE: (&str, &str) = (
+pub(super) const LATE: (&str, &str) = (
     "/etc/systemd/system/late.service",
     "[Unit]\nDefaultDependencies=no\nRequiresMountsFor=/var/log\n[Service]\nExecStart=/usr/local/bin/writer late\n\
      KillMode=process\nSendSIGKILL=no\n[Install]\nWantedBy=multi-user.target\n",

@@ -6,6 +6,7 @@ use crate::debian::Suite;
 use crate::disk::Disk;
 use crate::initramfs::{Flavour, Initramfs};
 use crate::machine::{Boot, MACHINE_ID, Machine, Setup, System};
+use crate::narrate::step;
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("the_main_job_from_a_busybox_initramfs", |on| main_job(on, Flavour::Busybox)),
@@ -40,19 +41,25 @@ sh echo systemd at $(date +%s.%6N --date \"$(systemctl show --timestamp=us+utc -
 /// nothing pending.
 fn main_job(on: Setup, flavour: Flavour) {
     let files = [("/etc/kept", "disk\n"), ("/etc/removed", "disk\n")];
+    step(&format!("1. A disk with Debian {}, our package in it, and an initramfs with the hook", suite(on).name()));
     let mut machine = Machine::new(on, &format!("main_job-{flavour:?}"), &files);
     let boot = Boot { initramfs: Initramfs { flavour, ..Initramfs::default() }, ..Boot::default() };
+    step("2. The first boot. Everything that is changed goes to RAM. Then the power goes, without a checkpoint");
     let console = machine.boot_and_cut(boot, &format!("{CHANGE}\n{LOOK}\nsync"));
     expect_overlays_before_systemd(&console);
     expect_changed(&console);
     expect_disk(&machine.disk(), false);
+    step("   Nothing of it is on the disk: the image was looked at from outside.");
 
+    step("3. The same once more, with a checkpoint before the power goes");
     let console = machine.boot_and_cut(boot, &format!("{CHANGE}\nrun syncd checkpoint\n{LOOK}"));
     console.expect(!console.exits().contains(&"1"), "something failed");
     let disk = machine.disk();
     expect_disk(&disk, false);
     assert!(["/etc", "/var/log"].iter().all(|target| !disk.checkpoints(target).is_empty()), "no checkpoints");
+    step("   /etc and /var/log on the disk are the old ones; the checkpoints are in the store.");
 
+    step("4. The next boot shows all of it. A clean shutdown");
     let console = machine.boot(boot, &format!("{LOOK}\nwrite /etc/late later\nrun systemctl --failed\nshutdown"));
     expect_overlays_before_systemd(&console);
     expect_changed(&console);
@@ -60,6 +67,7 @@ fn main_job(on: Setup, flavour: Flavour) {
     expect_disk(&disk, true);
     assert_eq!(disk.file("/etc/late").as_deref(), Some("later"), "what was written after the checkpoint");
     assert!(["/etc", "/var/log"].iter().all(|target| disk.checkpoints(target).is_empty()), "something is pending");
+    step("   The disk has everything, to the last file; nothing is pending in the store.");
 }
 
 #[track_caller]

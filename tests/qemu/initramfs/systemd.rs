@@ -113,7 +113,7 @@ pub(super) fn skeleton(archive: &mut Archive, root: &Path, modules: &[String]) -
     for entry in fs::read_dir(&libraries).context("readdir")?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let is_wanted = |wanted: &&str| name.starts_with(&format!("lib{wanted}.so."));
-        if OPENED_LATER.iter().any(|wanted| is_wanted(&wanted)) {
+        if OPENED_LATER.iter().any(is_wanted) {
             later.push(format!("usr/lib/x86_64-linux-gnu/{name}"));
         }
     }
@@ -134,7 +134,7 @@ pub(super) fn skeleton(archive: &mut Archive, root: &Path, modules: &[String]) -
     // What these units are wanted by.
     for directory in fs::read_dir(root.join(units)).context("readdir")?.flatten() {
         let name = directory.file_name().to_string_lossy().into_owned();
-        if !Path::new(&name).extension().is_some_and(|extension| extension == "wants") {
+        if Path::new(&name).extension().is_none_or(|extension| extension != "wants") {
             continue;
         }
         for link in fs::read_dir(directory.path()).context("readdir")?.flatten() {

@@ -115,13 +115,15 @@ fn debian(suite: Suite, on: Setup) -> Result<PathBuf> {
         package::install(root)?;
         fs::copy(Binaries::get()?.path("qemu-guest"), root.join("usr/bin/qemu-guest")).context("copy qemu-guest")?;
         fs::write(root.join("etc/machine-id"), format!("{MACHINE_ID}\n")).context("write machine-id")?;
-        fs::create_dir_all(root.join("var/log/journal")).context("mkdir /var/log/journal")?;
+        for directory in ["persist", "var/log/journal"] {
+            fs::create_dir_all(root.join(directory)).with_context(|| format!("mkdir {directory}"))?;
+        }
         let systemctl = |words: &[&str]| {
             let words = ["systemctl"].iter().chain(words).map(AsRef::as_ref);
             run("chroot", &[root.as_os_str()].into_iter().chain(words).collect::<Vec<_>>()).map(drop)
         };
         systemctl(&[&["mask"], MASKED.as_slice()].concat())?;
-        systemctl(&["enable", "ephemeral-overlay.service"])?;
+        systemctl(&["enable", "ephemeral-overlay.service", "ephemeral-overlay-late.service"])?;
         put(root, &[("/etc/systemd/system/qemu-guest.service", GUEST_UNIT)])
     })?;
     made.insert((suite, on.fs), path.clone());

@@ -17,6 +17,7 @@ pub struct Mapping {
 
 impl Mapping {
     /// Maps the first `length` bytes of `file`, which must be at least as long.
+    #[must_use]
     pub fn new(file: &File, length: usize) -> Self {
         assert!(file.metadata().unwrap().len() >= length as u64);
         let length = NonZeroUsize::new(length).unwrap();

@@ -108,7 +108,8 @@ pub fn lines(snapshot: &Snapshot) -> Vec<String> {
         hasher.finish()
     };
     let line = |(path, object): (&PathBuf, &Object)| {
-        format!("{path:?} {} digest {:x}", show(Some(object)), digest(&object.content))
+        let name = path.as_os_str().as_bytes().escape_ascii();
+        format!("{name} {} digest {:x}", show(Some(object)), digest(&object.content))
     };
     snapshot.iter().map(line).collect()
 }
