@@ -2,15 +2,11 @@
 //! still in RAM goes into a last checkpoint, and everything is merged. The machine then boots the same with or without
 //! the hook. It depends on no unit having run.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use ephemeral_overlay::error::{At, SystemError};
-use ephemeral_overlay::layout::open_host_dir;
+use early::writable::Writable;
 use ephemeral_overlay::mountinfo;
-use rustix::fs::{StatVfsMountFlags, fstat, statvfs, syncfs};
-use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
+use rustix::mount::{UnmountFlags, unmount};
 use syncd::Error;
 use syncd::progress::Progress;
 use syncd::store::Store;
@@ -26,14 +22,17 @@ pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::R
         drop_mounts(system);
         return finish(Vec::new(), json);
     }
-    let writable = Writable::make(system, &targets)?;
+    // systemd-shutdown left them read-only. The root's own mount comes first, for its own flag.
+    let root = system.layout.root().to_path_buf();
+    let binds = targets.iter().map(|target| system.layout.lower(target)).chain([system.layout.store_bind()]);
+    let writable = Writable::make([root].into_iter().chain(binds))?;
     // The bind is writable with its superblock; the root's own mount keeps a read-only flag beside it. A store that was
     // made after the boot has no bind, and then the root was remounted as a whole.
     let bind = system.layout.store_bind();
     let store = Store::open(&if bind.join("targets").is_dir() { bind } else { system.store_path()? })?;
     let mut reports = Vec::new();
     for target in &targets {
-        let report = match merge::one(system, &store, target, false, progress) {
+        let report = match merge::one(system, &store, target, false, false, progress) {
             Ok(Some(report)) => report,
             Ok(None) => continue,
             // A survivor: what it writes from now on is lost, what it wrote is not.
@@ -56,41 +55,6 @@ pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::R
 
 fn failed(target: &Path, error: Error) -> TargetReport {
     TargetReport::new(target, Outcome::Failed, format!("{:#}; its checkpoints stay", anyhow::Error::from(error)))
-}
-
-/// The file systems that were made writable again, by device, each with a directory on it.
-struct Writable(BTreeMap<u64, PathBuf>);
-
-impl Writable {
-    /// Remounts what lower and store are on, where systemd-shutdown left it read-only.
-    fn make(system: &System, targets: &[PathBuf]) -> Result<Self, Error> {
-        let mut all = Self(BTreeMap::new());
-        // A superblock is remounted through any of its mounts; the root's comes first, for its own flag.
-        let root = system.layout.root().to_path_buf();
-        let binds = targets.iter().map(|target| system.layout.lower(target));
-        for path in [root].into_iter().chain(binds).chain([system.layout.store_bind()]) {
-            let Ok(directory) = open_host_dir(&path) else { continue };
-            let device = fstat(&directory).at("fstat", &path)?.st_dev;
-            let read_only = statvfs(&path).at("statvfs", &path)?.f_flag.contains(StatVfsMountFlags::RDONLY);
-            if read_only && !all.0.contains_key(&device) {
-                match mount_remount(&path, MountFlags::empty(), c"") {
-                    // Not a mount point: a root in a directory.
-                    Err(Errno::INVAL) => continue,
-                    other => other.at("mount -o remount,rw", &path)?,
-                }
-                all.0.insert(device, path);
-            }
-        }
-        Ok(all)
-    }
-
-    fn undo(self) -> Result<(), SystemError> {
-        for path in self.0.values() {
-            syncfs(open_host_dir(path)?).at("syncfs", path)?;
-            mount_remount(path, MountFlags::RDONLY, c"").at("mount -o remount,ro", path)?;
-        }
-        Ok(())
-    }
 }
 
 /// Takes our mounts away, so that what they are on (LUKS, LVM, md) can be stopped. Only when all is merged.
