@@ -116,7 +116,7 @@ impl Outcome {
     pub(crate) fn of_error(error: &anyhow::Error) -> Self {
         match error.downcast_ref() {
             Some(Error::UnknownTarget { .. }) => Self::Usage,
-            Some(Error::Alive { .. }) => Self::Partial,
+            Some(Error::Alive { .. } | Error::NotMounted { .. }) => Self::Partial,
             _ => Self::Failed,
         }
     }
