@@ -1,5 +1,6 @@
 //! The command line: arguments, exit status, and the few words that go to standard output.
 
+mod activate;
 mod checkpoint;
 mod last_stage;
 mod merge;
@@ -74,6 +75,11 @@ enum Command {
         #[arg(long)]
         set_aside: bool,
     },
+    /// Bring into RAM what had to wait for a file system
+    Activate {
+        /// Targets or tmpfs folders, for example /var/log [default: all that wait]
+        targets: Vec<PathBuf>,
+    },
     /// What is in RAM, what is in the store
     Status,
     /// At the end of a shutdown: a last checkpoint of what is in RAM, and merge everything
@@ -137,6 +143,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Checkpoint { targets, dry_run } => checkpoint::run(&system, targets, *dry_run, *json),
         Command::Merge { targets, set_aside: true, .. } => merge::set_aside(&system, targets, *json),
         Command::Merge { targets, accept_prefix, .. } => merge::run(&system, targets, *accept_prefix, &progress, *json),
+        Command::Activate { targets } => activate::run(&system, targets, &progress, *json),
         Command::Status => status::run(&system, *json),
         Command::LastStage => last_stage::run(&system, &progress, *json),
         Command::Unpack { target, upper } => merge::unpack(&system, target, upper, &progress),
