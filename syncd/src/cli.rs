@@ -2,6 +2,7 @@
 
 mod activate;
 mod checkpoint;
+mod generator;
 mod last_stage;
 mod merge;
 mod report;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Args as Arguments, Parser, Subcommand};
+use ephemeral_overlay::Layout;
 use syncd::Error;
 use syncd::progress::Progress;
 use syncd::system::System;
@@ -85,6 +87,14 @@ enum Command {
     /// At the end of a shutdown: a last checkpoint of what is in RAM, and merge everything
     #[command(hide = true)]
     LastStage,
+    /// For systemd: keep the file systems below our overlays mounted until the end of a shutdown
+    #[command(hide = true)]
+    Generator {
+        /// Where generated units go
+        directory: PathBuf,
+        /// Where those go that come before or after others
+        others: Vec<PathBuf>,
+    },
     /// For `early`: unpack a chain that cannot be merged into an upper directory
     #[command(hide = true)]
     Unpack {
@@ -138,6 +148,9 @@ impl From<Outcome> for ExitCode {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let Common { root, run_dir, config, progress, json, .. } = &args.common;
     let progress = Progress::new(progress.as_deref());
+    if let Command::Generator { directory, .. } = &args.command {
+        return generator::run(&Layout::new(root, run_dir.as_deref(), config.as_deref()), directory);
+    }
     let system = System::open(root, run_dir.as_deref(), config.as_deref())?;
     let outcome = match &args.command {
         Command::Checkpoint { targets, dry_run } => checkpoint::run(&system, targets, *dry_run, *json),
@@ -146,6 +159,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Activate { targets } => activate::run(&system, targets, &progress, *json),
         Command::Status => status::run(&system, *json),
         Command::LastStage => last_stage::run(&system, &progress, *json),
+        // It returned above: it must not need what the others need.
+        Command::Generator { .. } => Ok(Outcome::Done),
         Command::Unpack { target, upper } => merge::unpack(&system, target, upper, &progress),
     }?;
     let Some(error) = system.config_error else { return Ok(outcome) };
