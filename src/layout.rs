@@ -25,6 +25,8 @@ const UTAB: &str = "/run/mount/utab";
 pub const RUN_LINK: &str = "/run/ephemeral-overlay";
 /// The configuration file, below the root.
 pub const CONFIG_FILE: &str = "/etc/ephemeral-overlay.toml";
+/// The mounts of the system, below the root.
+pub const FSTAB: &str = "/etc/fstab";
 /// The store's directory below `persist.root`.
 pub const STORE_DIR: &str = "ephemeral-overlay";
 

@@ -1,5 +1,5 @@
 //! `boot.json` in the run directory: what `early` did in this boot, for `syncd`. Written once the mounts stand,
-//! changed only by `syncd` when a target is released. No file: the hook was not active.
+//! changed only by `syncd` when a target is activated or released. No file: the hook was not active.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,8 @@ pub struct BootState {
     pub targets: Vec<TargetState>,
     /// The tmpfs mounts that were made.
     pub tmpfs: Vec<PathBuf>,
+    /// Targets and tmpfs folders that wait for a file system, for `syncd activate`.
+    pub deferred: Vec<PathBuf>,
     /// What was asked for and not done.
     pub skipped: Vec<Skipped>,
 }

@@ -23,26 +23,46 @@ use rustix::fs::{
     mkdirat, openat, renameat,
 };
 
-use crate::chains;
 use crate::plan::{Keep, Plan, Step};
 use crate::sys::{self, FileSystem, Tree};
 use crate::utab;
 
-/// Carries out `plan`; returns what was not done.
-pub(crate) fn apply(layout: &Layout, plan: Plan) -> Result<Vec<Skipped>> {
+/// Unpacks the pending chain of a target into its upper directory.
+pub type Unpack<'a> = &'a dyn Fn(&Path) -> Result<()>;
+
+/// The state of a boot in which nothing was done yet.
+///
+/// # Errors
+/// When the root cannot be looked at.
+pub fn new_state(layout: &Layout, persist: &Path) -> Result<BootState> {
     let root = fstat(open_host_dir(layout.root())?).at("fstat", layout.root())?;
-    let state = BootState {
+    Ok(BootState {
         version: state::VERSION,
         checkpoint_format: CHECKPOINT_FORMAT,
         root: (root.st_dev, root.st_ino),
-        persist: plan.persist,
+        persist: persist.to_path_buf(),
         targets: Vec::new(),
         tmpfs: Vec::new(),
-        skipped: plan.skipped,
-    };
+        deferred: Vec::new(),
+        skipped: Vec::new(),
+    })
+}
+
+/// Carries out `plan`, on top of what `state` says was done in this boot; returns what was not done.
+///
+/// # Errors
+/// When the state cannot be kept.
+pub fn apply(layout: &Layout, plan: Plan, mut state: BootState, unpack: Unpack<'_>) -> Result<Vec<Skipped>> {
+    let earlier = state.skipped.len();
+    state.skipped.extend(plan.skipped);
+    for path in plan.deferred {
+        if !state.deferred.contains(&path) {
+            state.deferred.push(path);
+        }
+    }
     // Before the first mount and after each: an overlay that `syncd` does not know of would be lost without a word.
     state.write(&layout.boot_state())?;
-    let mut executor = Executor { layout, ram: false, bound: BTreeSet::new(), to_the_end: Vec::new(), state };
+    let mut executor = Executor { layout, unpack, ram: false, bound: BTreeSet::new(), to_the_end: Vec::new(), state };
     for step in plan.steps {
         if let Err((path, error)) = executor.execute(step) {
             executor.state.skipped.push(Skipped { path, reason: format!("{error:#}") });
@@ -53,11 +73,14 @@ pub(crate) fn apply(layout: &Layout, plan: Plan) -> Result<Vec<Skipped>> {
         executor.state.skipped.push(Skipped { path: layout.utab(), reason: format!("{error:#}") });
     }
     executor.state.write(&layout.boot_state())?;
-    Ok(executor.state.skipped)
+    Ok(executor.state.skipped.split_off(earlier))
 }
 
 /// Creates the run directory, for root alone.
-pub(crate) fn create_run_dir(run_dir: &Path) -> Result<()> {
+///
+/// # Errors
+/// When it cannot be created, or overlayfs could not name what is in it.
+pub fn create_run_dir(run_dir: &Path) -> Result<()> {
     if run_dir.to_string_lossy().contains(['\\', ':', ',']) {
         bail!("the run directory {} must not contain '\\', ':' or ','", run_dir.display());
     }
@@ -74,6 +97,7 @@ pub(crate) fn create_run_dir(run_dir: &Path) -> Result<()> {
 
 struct Executor<'a> {
     layout: &'a Layout,
+    unpack: Unpack<'a>,
     /// Our tmpfs is mounted.
     ram: bool,
     /// The targets whose lower is bound.
@@ -106,6 +130,10 @@ impl Executor<'_> {
 
     fn ram(&mut self, size: u64, inodes: u64) -> Result<()> {
         let at = self.layout.ram();
+        if sys::is_mounted(&at) {
+            self.ram = true;
+            return Ok(());
+        }
         let dir = create_dir(&at)?;
         let tmpfs = FileSystem {
             fs_type: "tmpfs",
@@ -120,6 +148,10 @@ impl Executor<'_> {
     }
 
     fn store(&mut self, path: &Path) -> Result<()> {
+        let at = self.layout.store_bind();
+        if sys::is_mounted(&at) {
+            return Ok(());
+        }
         let dir = match self.layout.create_dir(path) {
             // The root will be writable by the time that `syncd` needs a store.
             Err(error) if error.errno() == Some(rustix::io::Errno::ROFS) => return Ok(()),
@@ -129,7 +161,6 @@ impl Executor<'_> {
         if stat.st_mode & 0o7777 != 0o700 {
             fchmod(&dir, Mode::RWXU).at("fchmod", path)?;
         }
-        let at = self.layout.store_bind();
         create_dir(&at)?;
         sys::bind_privately(dir, &at)
     }
@@ -138,6 +169,10 @@ impl Executor<'_> {
         let dir = self.layout.open_dir(target)?;
         let at = self.layout.lower(target);
         create_dir(&at)?;
+        if sys::is_mounted(&at) {
+            // Of a time in this boot when the target was in RAM before.
+            sys::detach(&at);
+        }
         let handle = Handle::of(dir.as_fd());
         if Token::read(&handle, target)?.is_none() && token {
             // On a root that is still read-only the first merge does it; no checkpoint depends on it.
@@ -155,7 +190,7 @@ impl Executor<'_> {
             create_dir(&work)?;
             copy_own_attributes(open_host_dir(&lower)?.as_fd(), upper_dir.as_fd(), &upper)?;
             if unpack {
-                chains::unpack(self.layout, target)?;
+                (self.unpack)(target)?;
             }
             let text = |path: &Path| path.to_string_lossy().into_owned();
             let mut options = vec![("lowerdir", text(&lower)), ("upperdir", text(&upper)), ("workdir", text(&work))];
@@ -177,6 +212,7 @@ impl Executor<'_> {
         };
         let recorded = mount().and_then(|device| {
             let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+            self.state.targets.retain(|state| state.path != target);
             self.state.targets.push(TargetState { path: target.to_path_buf(), device, released: false });
             self.state.write(&self.layout.boot_state()).inspect_err(|_| {
                 self.state.targets.pop();
@@ -186,6 +222,7 @@ impl Executor<'_> {
         });
         match recorded {
             Ok(()) => {
+                self.state.deferred.retain(|path| path != target);
                 self.to_the_end.push(target.to_path_buf());
                 Ok(())
             }
@@ -234,6 +271,7 @@ impl Executor<'_> {
                 return Err(error);
             }
         }
+        self.state.deferred.retain(|deferred| deferred != path);
         self.state.tmpfs.push(path.to_path_buf());
         keep.iter().try_for_each(|keep| self.move_cache(hidden.as_fd(), keep))
     }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::config::Config;
 use ephemeral_overlay::error::{At, SystemError};
-use ephemeral_overlay::layout::{LoadError, target_name};
+use ephemeral_overlay::fstab::Entry;
+use ephemeral_overlay::layout::{FSTAB, LoadError, target_name};
+use ephemeral_overlay::mountinfo::Mount;
 use ephemeral_overlay::{Layout, fstab, mountinfo};
 use rustix::fs::{FileType, OFlags, fstat};
 use rustix::io::Errno;
@@ -14,7 +16,7 @@ use crate::chains;
 
 /// What stands at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Found {
+pub enum Found {
     /// Nothing.
     Missing,
     /// A directory, on the file system of this device number.
@@ -27,13 +29,13 @@ pub(crate) enum Found {
 
 /// The facts that a plan is made of.
 #[derive(Debug)]
-pub(crate) struct Facts {
+pub struct Facts {
     /// Total RAM in bytes.
     pub total_ram: u64,
-    /// The mount points below the root that exist now.
-    pub mounted: Vec<PathBuf>,
-    /// The mount points that fstab names.
-    pub fstab: Vec<PathBuf>,
+    /// The mounts below the root that exist now.
+    pub mounted: Vec<Mount>,
+    /// The mounts that fstab names.
+    pub fstab: Vec<Entry>,
     /// What stands at each path of interest.
     pub found: BTreeMap<PathBuf, Found>,
     /// The file system that `persist.root` is on, or would be created on.
@@ -44,18 +46,24 @@ pub(crate) struct Facts {
 
 impl Facts {
     /// What stands at `path`.
-    pub(crate) fn at(&self, path: &Path) -> Found {
+    #[must_use]
+    pub fn at(&self, path: &Path) -> Found {
         self.found.get(path).copied().unwrap_or(Found::Missing)
+    }
+
+    /// The mount point that `path` lies on according to fstab, when nothing is mounted there yet.
+    #[must_use]
+    pub fn missing(&self, path: &Path) -> Option<&Path> {
+        fstab::missing(&self.fstab, &self.mounted, path)
     }
 }
 
 /// Looks at the root.
-pub(crate) fn observe(layout: &Layout, config: &Config) -> Result<Facts, LoadError> {
+///
+/// # Errors
+/// When it, its fstab or the mount table cannot be read.
+pub fn observe(layout: &Layout, config: &Config) -> Result<Facts, LoadError> {
     let info = rustix::system::sysinfo();
-    let mountinfo = std::fs::read("/proc/self/mountinfo").at("read", "/proc/self/mountinfo")?;
-    let root = std::fs::canonicalize(layout.root()).at("realpath", layout.root())?;
-    let mounted = mountinfo::below(&mountinfo::parse(&mountinfo), &root);
-    let fstab = layout.read_text(Path::new("/etc/fstab"))?.unwrap_or_default();
     let kept = config.persist.var_cache.iter().flat_map(|name| {
         let (from, to) = kept_paths(config, name);
         [from, to]
@@ -64,6 +72,11 @@ pub(crate) fn observe(layout: &Layout, config: &Config) -> Result<Facts, LoadErr
     for path in config.overlay.dirs.iter().chain(config.tmpfs.mounts.keys()).cloned().chain(kept) {
         found.insert(path.clone(), look(layout, &path)?);
     }
+    // After looking, which makes an automount mount.
+    let mountinfo = std::fs::read("/proc/self/mountinfo").at("read", "/proc/self/mountinfo")?;
+    let root = std::fs::canonicalize(layout.root()).at("realpath", layout.root())?;
+    let mounted = mountinfo::below(&mountinfo::parse(&mountinfo), &root);
+    let fstab = layout.read_text(Path::new(FSTAB))?.unwrap_or_default();
     let persist_device = config
         .persist
         .root
@@ -77,8 +90,8 @@ pub(crate) fn observe(layout: &Layout, config: &Config) -> Result<Facts, LoadErr
     let pending = config.overlay.dirs.iter().filter(|dir| pending.contains(&target_name(dir))).cloned().collect();
     Ok(Facts {
         total_ram: info.totalram.saturating_mul(u64::from(info.mem_unit)),
-        mounted: mounted.into_iter().map(|mount| mount.mount_point).collect(),
-        fstab: fstab::mount_points(&fstab),
+        mounted,
+        fstab: fstab::parse(&fstab),
         found,
         persist_device,
         pending,

@@ -3,23 +3,19 @@
 //! Arguments → facts → plan (pure) → apply. Only what must happen before anything in userspace opens a file happens
 //! here. Nothing panics: whatever goes wrong is said, and the machine boots from disk.
 
-mod apply;
 mod args;
-mod chains;
-mod facts;
-mod plan;
 mod standing;
-mod sys;
-mod utab;
+mod syncd;
 
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use args::Args;
+use early::{apply, facts, plan};
 use ephemeral_overlay::Layout;
 use ephemeral_overlay::cmdline::{KernelCmdline, Mode};
 use ephemeral_overlay::config::Config;
-use ephemeral_overlay::layout::open_host_dir;
+use ephemeral_overlay::layout::{STORE_DIR, open_host_dir};
 use ephemeral_overlay::state::Skipped;
 use standing::Standing;
 
@@ -72,7 +68,7 @@ fn run(args: &Args) -> anyhow::Result<Vec<Skipped>> {
         apply::create_run_dir(layout.run_dir())?;
         let persist =
             loaded.as_ref().map_or_else(|_| Config::default().persist.root, |config| config.persist.root.clone());
-        chains::merge_pending(&layout, &persist);
+        syncd::merge_pending(&layout, &persist);
     }
     loaded?;
     if mode == Mode::Off {
@@ -80,11 +76,13 @@ fn run(args: &Args) -> anyhow::Result<Vec<Skipped>> {
     }
     // The merge may have brought a newer configuration to the disk.
     let config = layout.load_config()?;
-    let standing = Standing::observe(&layout, &cmdline, &config.persist.root)?;
+    let mut facts = facts::observe(&layout, &config).context("looking at the root")?;
+    // A store that is not visible yet has no count of ours; below its mount point there may be another one.
+    let store = facts.missing(&config.persist.root).is_none().then(|| config.persist.root.join(STORE_DIR));
+    let standing = Standing::observe(&layout, &cmdline, store.as_deref())?;
     if let Some(why) = standing.obstacle(&cmdline) {
         bail!(why);
     }
-    let mut facts = facts::observe(&layout, &config).context("looking at the root")?;
     if args.dry_run {
         for target in facts.pending.drain(..) {
             say(&format!("merge the checkpoints of {}", target.display()), DONE);
@@ -94,11 +92,12 @@ fn run(args: &Args) -> anyhow::Result<Vec<Skipped>> {
         return Ok(plan.skipped);
     }
     let plan = plan::plan(&config, &facts);
-    if let Err(error) = standing.count_try(&layout, &config.persist.root) {
+    if let Some(Err(error)) = store.map(|store| standing.count_try(&layout, &store)) {
         // A full disk must not decide what the machine shows.
         complain(&format!("this boot is not counted: {:#}", anyhow::Error::from(error)), SKIPPED);
     }
-    apply::apply(&layout, plan)
+    let state = apply::new_state(&layout, &config.persist.root)?;
+    apply::apply(&layout, plan, state, &|target| syncd::unpack(&layout, target))
 }
 
 #[allow(clippy::print_stdout, reason = "the one place that writes to standard output")]

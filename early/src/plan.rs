@@ -4,8 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::config::{Activate, Config};
-use ephemeral_overlay::fstab;
 use ephemeral_overlay::layout::STORE_DIR;
+use ephemeral_overlay::mountinfo::Mount;
 use ephemeral_overlay::state::Skipped;
 
 use crate::facts::{Facts, Found, kept_paths};
@@ -15,18 +15,18 @@ const VAR_CACHE: &str = "/var/cache";
 
 /// What will be done, in order, and what will not.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Plan {
-    /// Below this the store is.
-    pub persist: PathBuf,
+pub struct Plan {
     /// What will be done.
     pub steps: Vec<Step>,
-    /// What was asked for and will not be done.
+    /// What has to wait until the system has mounted its file systems.
+    pub deferred: Vec<PathBuf>,
+    /// What was asked for and will not be done now.
     pub skipped: Vec<Skipped>,
 }
 
 /// One thing to do. A step that fails is undone alone.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub enum Step {
     /// Mount our tmpfs in the run directory.
     Ram {
         /// Ceiling in bytes.
@@ -67,7 +67,7 @@ pub(crate) enum Step {
 
 /// A directory in a tmpfs that stays on disk.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Keep {
+pub struct Keep {
     /// Its name in the tmpfs.
     pub name: String,
     /// Where it lives.
@@ -77,18 +77,25 @@ pub(crate) struct Keep {
 }
 
 /// Decides what to do.
-pub(crate) fn plan(config: &Config, facts: &Facts) -> Plan {
+#[must_use]
+pub fn plan(config: &Config, facts: &Facts) -> Plan {
     let mut steps = Vec::new();
+    let mut deferred = Vec::new();
     let mut skipped = Vec::new();
     let mut skip = |path: &Path, reason: String| skipped.push(Skipped { path: path.to_path_buf(), reason });
 
     let mut targets = Vec::new();
     for dir in &config.overlay.dirs {
-        let at_login = (config.overlay.activate == Activate::Login).then(|| "it is activated at login".to_owned());
-        let obstacle = at_login.or_else(|| obstacle(facts, dir));
-        match obstacle.or_else(|| deferred(facts, dir, &config.persist.root)) {
-            Some(reason) => skip(dir, reason),
-            None => targets.push(dir.clone()),
+        if config.overlay.activate == Activate::Login {
+            skip(dir, "it is activated at login".to_owned());
+        } else if let Some(reason) = waits(facts, &[("it", dir), ("the store", &config.persist.root)]) {
+            // Before what stands there: that is something else once the file system is mounted.
+            skip(dir, reason);
+            deferred.push(dir.clone());
+        } else if let Some(reason) = obstacle(facts, dir) {
+            skip(dir, reason);
+        } else {
+            targets.push(dir.clone());
         }
     }
     if !targets.is_empty() {
@@ -109,23 +116,38 @@ pub(crate) fn plan(config: &Config, facts: &Facts) -> Plan {
         }));
     }
     for (path, size) in &config.tmpfs.mounts {
-        let theirs = facts.fstab.contains(path).then(|| "fstab mounts it; remove one of the two".to_owned());
-        match obstacle(facts, path).or(theirs) {
-            Some(reason) => skip(path, reason),
-            None => steps.push(Step::Tmpfs {
+        let is_cache = path == Path::new(VAR_CACHE);
+        // A cache that is moved below a mount point is out of sight when that is mounted.
+        let needs_store = is_cache && !config.persist.var_cache.is_empty();
+        let needed = [("it", path), ("the directory of what is kept of it", &config.persist.root)];
+        if facts.fstab.iter().any(|entry| entry.mount_point == *path) {
+            skip(path, "fstab mounts it; remove one of the two".to_owned());
+        } else if let Some(reason) = waits(facts, &needed[..=usize::from(needs_store)]) {
+            skip(path, reason);
+            deferred.push(path.clone());
+        } else if let Some(reason) = obstacle(facts, path) {
+            skip(path, reason);
+        } else {
+            steps.push(Step::Tmpfs {
                 path: path.clone(),
                 size: size.bytes(facts.total_ram),
-                skeleton: path == Path::new(VAR_CACHE),
-                keep: if path == Path::new(VAR_CACHE) { keep(config, facts) } else { Vec::new() },
-            }),
+                skeleton: is_cache,
+                keep: if is_cache { keep(config, facts) } else { Vec::new() },
+            });
         }
     }
-    Plan { persist: config.persist.root.clone(), steps, skipped }
+    Plan { steps, deferred, skipped }
 }
 
 /// Why nothing can be mounted on `path`.
 fn obstacle(facts: &Facts, path: &Path) -> Option<String> {
-    if facts.mounted.iter().any(|mounted| mounted == path) {
+    let mut mounts = facts.mounted.iter().filter(|mount| mount.mount_point == path && mount.fs_type != "autofs");
+    // A subvolume of its own is what the disk has there; an overlay of somebody else hides that.
+    let is_of_fstab = |mount: &Mount| {
+        let same_kind = |kind: &str| kind == mount.fs_type || mount.fs_type != "overlay";
+        facts.fstab.iter().any(|entry| entry.mount_point == path && same_kind(&entry.fs_type))
+    };
+    if mounts.next().is_some_and(|mount| !is_of_fstab(mount)) || mounts.next().is_some() {
         return Some("something is mounted there already".to_owned());
     }
     match facts.at(path) {
@@ -136,12 +158,11 @@ fn obstacle(facts: &Facts, path: &Path) -> Option<String> {
     }
 }
 
-/// Why a target has to wait until the system has mounted its file systems.
-fn deferred(facts: &Facts, target: &Path, persist: &Path) -> Option<String> {
-    [("it", target), ("the store", persist)].into_iter().find_map(|(what, path)| {
-        let mount_point = fstab::covering(&facts.fstab, path)?;
-        (!facts.mounted.contains(mount_point))
-            .then(|| format!("deferred: {what} is on {}, which is not mounted yet", mount_point.display()))
+/// Why something has to wait until the system has mounted its file systems.
+fn waits(facts: &Facts, needed: &[(&str, &PathBuf)]) -> Option<String> {
+    needed.iter().find_map(|(what, path)| {
+        let mount_point = facts.missing(path)?;
+        Some(format!("deferred: {what} is on {}, which is not mounted yet", mount_point.display()))
     })
 }
 
@@ -206,17 +227,23 @@ impl fmt::Display for Plan {
 
 #[cfg(test)]
 mod tests {
+    use ephemeral_overlay::fstab;
+
     use super::*;
 
     fn facts(found: &[(&str, Found)]) -> Facts {
         Facts {
             total_ram: 1 << 30,
-            mounted: vec!["/".into()],
-            fstab: vec!["/".into()],
+            mounted: vec![mount("/", "ext4")],
+            fstab: fstab::parse("/dev/a / ext4"),
             found: found.iter().map(|(path, found)| (path.into(), *found)).collect(),
             persist_device: 1,
             pending: Vec::new(),
         }
+    }
+
+    fn mount(at: &str, kind: &str) -> Mount {
+        ephemeral_overlay::mountinfo::parse(format!("1 1 0:1 / {at} rw - {kind} x rw\n").as_bytes()).remove(0)
     }
 
     fn config(text: &str) -> Config {
@@ -254,7 +281,7 @@ tmpfs on /var/tmp: 1073741824 bytes
     fn a_symlink_and_a_mount_are_skipped_alone() {
         let mut facts = facts(ROOT);
         facts.found.insert("/var/log".into(), Found::Symlink);
-        facts.mounted.push("/tmp".into());
+        facts.mounted.push(mount("/tmp", "tmpfs"));
         let plan = plan(&config(""), &facts);
         let skipped: Vec<_> = plan.skipped.iter().map(|skipped| skipped.path.as_path()).collect();
         assert_eq!(skipped, [Path::new("/var/log"), Path::new("/tmp")]);
@@ -264,13 +291,42 @@ tmpfs on /var/tmp: 1073741824 bytes
     #[test]
     fn what_fstab_mounts_later_is_deferred() {
         let mut facts = facts(ROOT);
-        facts.fstab.push("/var".into());
-        let text = plan(&config(""), &facts).to_string();
+        // On the root there may be nothing at all, or something else.
+        facts.found.remove(Path::new("/var/tmp"));
+        facts.found.insert("/var/log".into(), Found::Symlink);
+        facts.fstab = fstab::parse("/dev/b /var ext4");
+        let plan_of = |facts: &Facts| plan(&config(""), facts);
+        let found = plan_of(&facts);
+        let text = found.to_string();
+        assert_eq!(found.deferred, [Path::new("/var/log"), Path::new("/var/cache"), Path::new("/var/tmp")]);
         assert!(text.contains("skip /var/log: deferred: it is on /var"), "{text}");
-        facts.fstab.push("/persist".into());
-        let text = plan(&config(""), &facts).to_string();
+        assert!(text.contains("overlay on /etc") && text.contains("tmpfs on /tmp"), "{text}");
+
+        facts.fstab = fstab::parse("/dev/b /persist ext4");
+        facts.found.insert("/var/log".into(), Found::Directory(1));
+        let found = plan_of(&facts);
+        let text = found.to_string();
         assert!(text.contains("skip /etc: deferred: the store is on /persist"), "{text}");
         assert!(!text.contains("tmpfs for the overlays"), "{text}");
+        // Else the kept caches would be moved below a mount point.
+        assert_eq!(found.deferred, [Path::new("/etc"), Path::new("/var/log"), Path::new("/var/cache")]);
+        let nothing_kept = plan(&config("persist.var_cache = []"), &facts);
+        assert_eq!(nothing_kept.deferred, [Path::new("/etc"), Path::new("/var/log")]);
+
+        facts.mounted.push(mount("/persist", "ext4"));
+        assert!(plan_of(&facts).deferred.is_empty());
+    }
+
+    #[test]
+    fn a_subvolume_of_its_own_is_no_obstacle_and_an_overlay_is() {
+        let mut facts = facts(ROOT);
+        facts.fstab = fstab::parse("/dev/b /var/log btrfs subvol=@log");
+        facts.mounted.push(mount("/var/log", "btrfs"));
+        assert_eq!(obstacle(&facts, Path::new("/var/log")), None);
+        facts.mounted.push(mount("/var/log", "overlay"));
+        assert!(obstacle(&facts, Path::new("/var/log")).is_some());
+        facts.mounted.remove(1);
+        assert!(obstacle(&facts, Path::new("/var/log")).is_some());
     }
 
     #[test]

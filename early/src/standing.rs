@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ephemeral_overlay::Layout;
 use ephemeral_overlay::cmdline::KernelCmdline;
 use ephemeral_overlay::error::{At, SystemError};
-use ephemeral_overlay::layout::{COUNTERPART, LoadError, STORE_DIR, TRIES};
+use ephemeral_overlay::layout::{COUNTERPART, LoadError, TRIES};
 use rustix::fs::{Mode, OFlags, fstat, fsync, openat, renameat};
 use rustix::io::Errno;
 
@@ -33,9 +33,9 @@ pub(crate) struct Standing {
 
 impl Standing {
     /// Looks at the root.
-    pub(crate) fn observe(layout: &Layout, cmdline: &KernelCmdline, persist: &Path) -> Result<Self, LoadError> {
+    pub(crate) fn observe(layout: &Layout, cmdline: &KernelCmdline, store: Option<&Path>) -> Result<Self, LoadError> {
         let counterpart = layout.read_text(Path::new(COUNTERPART))?;
-        let tries = layout.read_text(&persist.join(STORE_DIR).join(TRIES)).ok().flatten();
+        let tries = store.and_then(|store| layout.read_text(&store.join(TRIES)).ok().flatten());
         Ok(Self {
             own_init: cmdline.value("init").is_none_or(|init| is_own_init(layout, Path::new(init))),
             counterpart: counterpart.and_then(|text| format_of(&text)),
@@ -58,8 +58,8 @@ impl Standing {
     }
 
     /// Counts this boot as one that has not reached `syncd` yet. A root that is still read-only cannot count.
-    pub(crate) fn count_try(&self, layout: &Layout, persist: &Path) -> Result<(), SystemError> {
-        let store = match layout.open(&persist.join(STORE_DIR), OFlags::RDONLY | OFlags::DIRECTORY) {
+    pub(crate) fn count_try(&self, layout: &Layout, store: &Path) -> Result<(), SystemError> {
+        let store = match layout.open(store, OFlags::RDONLY | OFlags::DIRECTORY) {
             // The first boot makes it; there is nothing to count before.
             Err(error) if error.errno() == Some(Errno::NOENT) => return Ok(()),
             other => other?,

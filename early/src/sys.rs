@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use ephemeral_overlay::attributes::Handle;
-use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags, openat, statvfs};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, StatxAttributes, StatxFlags, openat, statvfs, statx};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
@@ -169,17 +169,37 @@ pub(crate) fn bind_privately(dir: OwnedFd, at: &Path) -> Result<()> {
         make_private(at)?;
         // A copy of a read-only mount would stay read-only when the root is remounted. Only the mount's own flag is
         // cleared: a read-only superblock is one still.
-        let own = statvfs(at).with_context(|| format!("statvfs {}", at.display()))?.f_flag;
-        let kept = [
-            (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
-            (StatVfsMountFlags::NODEV, MountFlags::NODEV),
-            (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
-        ];
-        let kept = kept.into_iter().filter(|(flag, _)| own.contains(*flag)).map(|(_, flag)| flag);
-        mount_remount(at, MountFlags::BIND | kept.collect(), c"")
+        mount_remount(at, MountFlags::BIND | own_flags(at)?, c"")
             .with_context(|| format!("mount -o remount,bind {}", at.display()))
     };
     settle().inspect_err(|_| detach(at))
+}
+
+/// Remounts the file system at `at`, read-only or writable; says whether `at` is a mount point at all.
+pub(crate) fn remount(at: &Path, read_only: bool) -> Result<bool> {
+    let (flag, word) = if read_only { (MountFlags::RDONLY, "ro") } else { (MountFlags::empty(), "rw") };
+    match mount_remount(at, own_flags(at)? | flag, c"") {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("mount -o remount,{word} {}", at.display())),
+    }
+}
+
+/// The flags of a mount that a remount would clear. Those about access times stay when none of them is given.
+fn own_flags(at: &Path) -> Result<MountFlags> {
+    let own = statvfs(at).with_context(|| format!("statvfs {}", at.display()))?.f_flag;
+    let kept = [
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+    ];
+    Ok(kept.into_iter().filter(|(flag, _)| own.contains(*flag)).map(|(_, flag)| flag).collect())
+}
+
+/// Whether something is mounted at `at`.
+pub(crate) fn is_mounted(at: &Path) -> bool {
+    let found = statx(CWD, at, AtFlags::empty(), StatxFlags::empty());
+    found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Takes the mount at `at` out of its peer group.

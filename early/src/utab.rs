@@ -4,14 +4,15 @@
 //! (measured on 252 to 262). Any other is unmounted together with everything else, and what a late service writes then
 //! goes to the disk below, where a merge meets it as a conflict. `/run` is moved to the root with what is in it.
 
-use std::fs::OpenOptions;
+use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::{Layout, mountinfo};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
 
 /// Has systemd keep what is mounted at `paths` of the root to the end of a shutdown.
 pub(crate) fn keep_to_the_end(layout: &Layout, paths: &[PathBuf]) -> Result<()> {
@@ -36,11 +37,19 @@ pub(crate) fn keep_to_the_end(layout: &Layout, paths: &[PathBuf]) -> Result<()> 
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).at("mkdir", parent)?;
     }
-    // libmount's own lock: it writes the file anew, by a rename.
+    // libmount's own lock: it writes the file anew, by a rename. A running systemd learns of a new line when the lock is
+    // closed, if it was open for reading only, or `utab.event` is, since util-linux 2.39.
     let lock_path = path.with_extension("lock");
-    let lock = OpenOptions::new().append(true).create(true).open(&lock_path).at("open", &lock_path)?;
+    let lock = open_or_create(&lock_path, OFlags::RDONLY)?;
     flock(&lock, FlockOperation::LockExclusive).at("flock", &lock_path)?;
     // The others' lines stay.
-    let mut file = OpenOptions::new().append(true).create(true).open(&path).at("open", &path)?;
-    Ok(file.write_all(&lines).at("write", &path)?)
+    let mut file = File::from(open_or_create(&path, OFlags::WRONLY | OFlags::APPEND)?);
+    file.write_all(&lines).at("write", &path)?;
+    drop(open_or_create(&path.with_extension("event"), OFlags::WRONLY)?);
+    Ok(())
+}
+
+fn open_or_create(path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+    Ok(openat(CWD, path, flags | OFlags::CREATE | OFlags::CLOEXEC, mode).at("openat", path)?)
 }

@@ -1,6 +1,8 @@
 //! The command line: arguments, exit status, and the few words that go to standard output.
 
+mod activate;
 mod checkpoint;
+mod generator;
 mod last_stage;
 mod merge;
 mod report;
@@ -10,6 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Args as Arguments, Parser, Subcommand};
+use ephemeral_overlay::Layout;
 use syncd::Error;
 use syncd::progress::Progress;
 use syncd::system::System;
@@ -74,11 +77,24 @@ enum Command {
         #[arg(long)]
         set_aside: bool,
     },
+    /// Bring into RAM what had to wait for a file system
+    Activate {
+        /// Targets or tmpfs folders, for example /var/log [default: all that wait]
+        targets: Vec<PathBuf>,
+    },
     /// What is in RAM, what is in the store
     Status,
     /// At the end of a shutdown: a last checkpoint of what is in RAM, and merge everything
     #[command(hide = true)]
     LastStage,
+    /// For systemd: keep the file systems below our overlays mounted until the end of a shutdown
+    #[command(hide = true)]
+    Generator {
+        /// Where generated units go
+        directory: PathBuf,
+        /// Where those go that come before or after others
+        others: Vec<PathBuf>,
+    },
     /// For `early`: unpack a chain that cannot be merged into an upper directory
     #[command(hide = true)]
     Unpack {
@@ -116,7 +132,7 @@ impl Outcome {
     pub(crate) fn of_error(error: &anyhow::Error) -> Self {
         match error.downcast_ref() {
             Some(Error::UnknownTarget { .. }) => Self::Usage,
-            Some(Error::Alive { .. }) => Self::Partial,
+            Some(Error::Alive { .. } | Error::NotMounted { .. }) => Self::Partial,
             _ => Self::Failed,
         }
     }
@@ -132,13 +148,19 @@ impl From<Outcome> for ExitCode {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let Common { root, run_dir, config, progress, json, .. } = &args.common;
     let progress = Progress::new(progress.as_deref());
+    if let Command::Generator { directory, .. } = &args.command {
+        return generator::run(&Layout::new(root, run_dir.as_deref(), config.as_deref()), directory);
+    }
     let system = System::open(root, run_dir.as_deref(), config.as_deref())?;
     let outcome = match &args.command {
         Command::Checkpoint { targets, dry_run } => checkpoint::run(&system, targets, *dry_run, *json),
         Command::Merge { targets, set_aside: true, .. } => merge::set_aside(&system, targets, *json),
         Command::Merge { targets, accept_prefix, .. } => merge::run(&system, targets, *accept_prefix, &progress, *json),
+        Command::Activate { targets } => activate::run(&system, targets, &progress, *json),
         Command::Status => status::run(&system, *json),
         Command::LastStage => last_stage::run(&system, &progress, *json),
+        // It returned above: it must not need what the others need.
+        Command::Generator { .. } => Ok(Outcome::Done),
         Command::Unpack { target, upper } => merge::unpack(&system, target, upper, &progress),
     }?;
     let Some(error) = system.config_error else { return Ok(outcome) };

@@ -2,20 +2,20 @@
 //! it, lower is under no overlay, and the kernel gives its upper directory to a probe.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::Layout;
 use ephemeral_overlay::error::{At, SystemError};
-use ephemeral_overlay::mountinfo::{self, Mount};
+use ephemeral_overlay::mountinfo;
 use ephemeral_overlay::state::{BootState, TargetState};
 use rustix::fs::{fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_string, fsopen};
 
 use crate::error::{Error, Result};
+use crate::namespaces::{self, View};
 use crate::tree::Tree;
 
 /// `OVERLAYFS_SUPER_MAGIC`, linux/magic.h.
@@ -38,7 +38,8 @@ pub fn prove(layout: &Layout, target: &Path, state: Option<&TargetState>, lower:
     if is_overlay(lower.root())? && stat.st_dev != fstat(root.as_fd()).at("fstat", layout.root())?.st_dev {
         return alive(format!("an overlay is mounted on {}", lower.path().display()));
     }
-    for (process, mount) in overlays_of_all_namespaces()? {
+    let views = namespaces::views()?;
+    for (process, mount) in views.iter().flat_map(View::overlays) {
         // A device number is used again once its file system is gone, hence both.
         let is_recorded = state.is_some_and(|state| state.device == mount.device)
             && mount.option("upperdir") == Some(layout.upper(target));
@@ -64,32 +65,6 @@ pub fn prove(layout: &Layout, target: &Path, state: Option<&TargetState>, lower:
 
 fn in_root_of(process: u32, path: &Path) -> PathBuf {
     Path::new("/proc").join(process.to_string()).join("root").join(path.strip_prefix("/").unwrap_or(path))
-}
-
-/// Every overlay of every mount namespace that has a process in it, with one such process.
-fn overlays_of_all_namespaces() -> Result<Vec<(u32, Mount)>, SystemError> {
-    let mut namespaces = std::collections::BTreeSet::new();
-    let mut overlays = Vec::new();
-    for entry in fs::read_dir("/proc").at("getdents64", "/proc")? {
-        let entry = entry.at("getdents64", "/proc")?;
-        let Some(process) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // A process that ended since is in no namespace.
-        let Ok(namespace) = fs::read_link(entry.path().join("ns/mnt")) else { continue };
-        if !namespaces.insert(namespace) {
-            continue;
-        }
-        let path = entry.path().join("mountinfo");
-        match fs::read(&path) {
-            Ok(text) => {
-                let mounts = mountinfo::parse(&text).into_iter().filter(|mount| mount.fs_type == "overlay");
-                overlays.extend(mounts.map(|mount| (process, mount)));
-            }
-            // A zombie has no mountinfo (EINVAL), one that ended has no file.
-            Err(error) if error.kind() == ErrorKind::NotFound || error.kind() == ErrorKind::InvalidInput => {}
-            Err(error) => return Err(error).at("read", path),
-        }
-    }
-    Ok(overlays)
 }
 
 /// The mount points of overlays whose upper directory is in our run directory and that `boot` does not know.

@@ -67,6 +67,14 @@ pub enum Error {
         /// Who has it.
         why: String,
     },
+    /// Something is on a file system that fstab names and that is not mounted.
+    #[error("{what} is on {}, which is not mounted; mount it and try again, nothing was changed", mount_point.display())]
+    NotMounted {
+        /// What.
+        what: &'static str,
+        /// Where the file system belongs.
+        mount_point: PathBuf,
+    },
     /// Overlays of ours are mounted that the boot state does not know.
     #[error(
         "the overlays on {targets} are mounted, but boot.json does not know them: nothing of them can be saved by syncd; copy what you need elsewhere and reboot"

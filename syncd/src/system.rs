@@ -3,11 +3,11 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use ephemeral_overlay::Layout;
 use ephemeral_overlay::config::Config;
 use ephemeral_overlay::error::At;
-use ephemeral_overlay::layout::{LoadError, STORE_DIR};
+use ephemeral_overlay::layout::{FSTAB, LoadError, STORE_DIR};
 use ephemeral_overlay::state::BootState;
+use ephemeral_overlay::{Layout, fstab, mountinfo};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -55,9 +55,7 @@ impl System {
     /// # Errors
     /// When `persist.root` cannot be resolved.
     pub fn store_path(&self) -> Result<PathBuf> {
-        // In a running system it stays where `early` found it, whatever became of the configuration.
-        let persist = self.boot.as_ref().map_or(&self.config.persist.root, |boot| &boot.persist);
-        let store = persist.join(STORE_DIR);
+        let store = self.persist().join(STORE_DIR);
         // The store itself may not exist yet; what is above it decides where it is.
         for above in store.ancestors() {
             match self.layout.open(above, OFlags::PATH | OFlags::DIRECTORY) {
@@ -71,6 +69,31 @@ impl System {
             }
         }
         Ok(self.layout.below_root(&store))
+    }
+
+    /// Checks that the file system is mounted that fstab has for `path`: what stands there else is not `what`, and
+    /// must not be taken for it.
+    ///
+    /// # Errors
+    /// [`Error::NotMounted`] where it is not.
+    pub fn check_mounted(&self, what: &'static str, path: &Path) -> Result<()> {
+        let fstab = fstab::parse(&self.layout.read_text(Path::new(FSTAB))?.unwrap_or_default());
+        let root = std::fs::canonicalize(self.layout.root()).at("realpath", self.layout.root())?;
+        // An automount mounts as soon as somebody looks.
+        drop(self.layout.open_dir(path));
+        let table = std::fs::read("/proc/self/mountinfo").at("read", "/proc/self/mountinfo")?;
+        let mounted = mountinfo::below(&mountinfo::parse(&table), &root);
+        match fstab::missing(&fstab, &mounted, path) {
+            None => Ok(()),
+            Some(mount_point) => Err(Error::NotMounted { what, mount_point: mount_point.to_path_buf() }),
+        }
+    }
+
+    /// The directory that holds the store: where `early` found it in a running system, whatever became of the
+    /// configuration.
+    #[must_use]
+    pub fn persist(&self) -> &Path {
+        self.boot.as_ref().map_or(&self.config.persist.root, |boot| &boot.persist)
     }
 
     /// The targets that a command is about: those named, or all that `early` mounted and that are still in RAM.
@@ -109,7 +132,11 @@ impl System {
     }
 }
 
-fn check_known(named: &[PathBuf], known: &[PathBuf]) -> Result<()> {
+/// Checks that every name is among those that are known.
+///
+/// # Errors
+/// [`Error::UnknownTarget`] for the first that is not.
+pub fn check_known(named: &[PathBuf], known: &[PathBuf]) -> Result<()> {
     match named.iter().find(|name| !known.contains(name)) {
         None => Ok(()),
         Some(name) => {

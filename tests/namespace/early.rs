@@ -69,6 +69,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_chain_that_cannot_be_merged_is_unpacked", a_chain_that_cannot_be_merged_is_unpacked),
     ("without_syncd_a_pending_chain_keeps_its_target_on_disk", without_syncd_a_pending_chain_keeps_its_target_on_disk),
     ("a_pending_chain_on_a_read_only_root_is_seen", a_pending_chain_on_a_read_only_root_is_seen),
+    ("a_read_only_root_is_writable_for_a_merge_only", a_read_only_root_is_writable_for_a_merge_only),
     ("an_ordinary_boot_from_a_read_only_root", an_ordinary_boot_from_a_read_only_root),
     ("a_first_boot_from_a_read_only_root", a_first_boot_from_a_read_only_root),
     ("binds_of_a_read_only_root_become_writable_with_it", binds_of_a_read_only_root_become_writable_with_it),
@@ -701,6 +702,7 @@ fn a_target_that_fstab_mounts_later_is_deferred() {
     assert!(is_overlay(&world, "etc"));
     assert_eq!(mounts_below(&world.root).len(), 1, "{:?}", mounts(&world));
     assert_eq!(paths(state(&world).skipped.iter().map(|skipped| &skipped.path)), ["/var/log"]);
+    assert_eq!(paths(&state(&world).deferred), ["/var/log"]);
 }
 
 fn a_target_on_a_disk_that_is_mounted_is_not_deferred() {
@@ -981,24 +983,57 @@ fn the_merge_uses_the_config_that_early_was_given() {
 }
 
 fn a_chain_that_cannot_be_merged_is_unpacked() {
+    // A root in a directory cannot be remounted at all, that of a disk with write protection is not.
+    for is_mount in [false, true] {
+        let (world, expected) = with_a_pending_chain(ETC);
+        let disk = snapshot::take(&world.at("etc"));
+        let store = snapshot::take(&world.store());
+        let protected = WriteProtected::new(&world);
+        if is_mount {
+            make_mount_point(&world);
+        }
+        let output = early(&world);
+        assert!(is_overlay(&world, "etc"), "{}", text(&output));
+        snapshot::assert_same(&expected, &snapshot::take(&world.at("etc")), "the view");
+        snapshot::assert_same(&disk, &snapshot::take(&world.run.join("lower/etc")), "the disk");
+        snapshot::assert_same(&store, &snapshot::take(&world.store()), "the chain");
+        said(&output, "merging pending checkpoints");
+        let refused = String::from_utf8_lossy(&output.stderr).contains("mount -o remount,rw");
+        assert_eq!(refused, is_mount, "{}", text(&output));
+        expect(&output, 3);
+        // With the disk as it was, it is merged as if nothing had happened.
+        world.cut();
+        drop(protected);
+        remount(&world, "rw");
+        world.boot();
+        snapshot::assert_same(&expected, &snapshot::take(&world.run.join("lower/etc")), "the disk after the next boot");
+        assert!(world.checkpoints().is_empty());
+    }
+}
+
+/// Makes the root a mount of its own, as it is in every initramfs.
+fn make_mount_point(world: &World) {
+    let root = world.root.to_str().unwrap();
+    tools::run("mount", &["--bind", root, root]);
+}
+
+fn a_read_only_root_is_writable_for_a_merge_only() {
     let (world, expected) = with_a_pending_chain(ETC);
-    let disk = snapshot::take(&world.at("etc"));
-    let store = snapshot::take(&world.store());
-    let protected = WriteProtected::new(&world);
+    remount(&world, "ro");
+    make_mount_point(&world);
+    tools::run("mount", &["-o", "remount,bind,ro,nosuid,noatime", world.root.to_str().unwrap()]);
     let output = early(&world);
-    assert!(is_overlay(&world, "etc"), "{}", text(&output));
+    expect(&output, 0);
     snapshot::assert_same(&expected, &snapshot::take(&world.at("etc")), "the view");
-    snapshot::assert_same(&disk, &snapshot::take(&world.run.join("lower/etc")), "the disk");
-    snapshot::assert_same(&store, &snapshot::take(&world.store()), "the chain");
-    said(&output, "merging pending checkpoints");
-    expect(&output, 3);
-    // With the disk as it was, it is merged as if nothing had happened.
-    world.cut();
-    drop(protected);
-    remount(&world, "rw");
-    world.boot();
-    snapshot::assert_same(&expected, &snapshot::take(&world.run.join("lower/etc")), "the disk after the next boot");
-    assert!(world.checkpoints().is_empty());
+    snapshot::assert_same(&expected, &snapshot::take(&world.run.join("lower/etc")), "the disk");
+    assert!(world.checkpoints().is_empty(), "it was not merged");
+    assert!(is_read_only(&world), "the root was left writable");
+    let flags = rustix::fs::statvfs(&world.root).unwrap().f_flag;
+    for flag in [rustix::fs::StatVfsMountFlags::NOSUID, rustix::fs::StatVfsMountFlags::NOATIME] {
+        assert!(flags.contains(flag), "a flag of the mount is gone: {flags:?}");
+    }
+    let other = world.root.with_file_name("probe");
+    assert!(File::create(other).is_err(), "the file system was left writable");
 }
 
 fn without_syncd_a_pending_chain_keeps_its_target_on_disk() {

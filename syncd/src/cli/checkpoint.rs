@@ -98,17 +98,18 @@ pub(crate) fn last(system: &System, store: &Store, target: &Path) -> syncd::Resu
 }
 
 /// Notes in the store that this boot came as far as here, and which targets are used from disk although checkpoints are
-/// pending: the disk's versions are newer.
+/// pending: the disk's versions are newer. Of what still waits for its file system, `activate` decides.
 fn note_this_boot(system: &System) -> anyhow::Result<()> {
     let path = system.store_path()?;
-    if !path.is_dir() {
+    if !path.is_dir() || matches!(system.check_mounted("the store", system.persist()), Err(Error::NotMounted { .. })) {
         return Ok(());
     }
     let store = Store::open(&path)?;
     store.reset_tries()?;
     for target in store.targets()? {
         let in_ram = system.boot.as_ref().is_some_and(|boot| boot.target(target.target()).is_some());
-        if !in_ram && !target.sequences()?.is_empty() {
+        let waits = system.boot.as_ref().is_some_and(|boot| boot.deferred.iter().any(|path| path == target.target()));
+        if !in_ram && !waits && !target.sequences()?.is_empty() {
             target.note_disk_boot()?;
             tracing::warn!("{}: checkpoints are pending; `syncd merge` merges them", target.target().display());
         }

@@ -2,14 +2,11 @@
 //! still in RAM goes into a last checkpoint, and everything is merged. The machine then boots the same with or without
 //! the hook. It depends on no unit having run.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use ephemeral_overlay::error::{At, SystemError};
-use ephemeral_overlay::layout::open_host_dir;
+use early::writable::Writable;
 use ephemeral_overlay::mountinfo;
-use rustix::fs::{StatVfsMountFlags, statvfs, syncfs};
-use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
+use rustix::mount::{UnmountFlags, unmount};
 use syncd::Error;
 use syncd::progress::Progress;
 use syncd::store::Store;
@@ -25,7 +22,11 @@ pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::R
         drop_mounts(system);
         return finish(Vec::new(), json);
     }
-    let writable = Writable::make(system, &targets)?;
+    // systemd-shutdown left them read-only. One that cannot be written to must not keep the others from being saved.
+    let root = system.layout.root().to_path_buf();
+    let binds = targets.iter().map(|target| system.layout.lower(target)).chain([system.layout.store_bind()]);
+    let make = |path| Writable::make([path]).inspect_err(|error| tracing::warn!("{error:#}")).ok();
+    let writable: Vec<_> = [root].into_iter().chain(binds).filter_map(make).collect();
     // The bind is writable with its superblock; the root's own mount keeps a read-only flag beside it. A store that was
     // made after the boot has no bind, and then the root was remounted as a whole.
     let bind = system.layout.store_bind();
@@ -39,7 +40,7 @@ pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::R
     }
     let mut reports = Vec::new();
     for target in &targets {
-        let report = match merge::one(system, &store, target, false, progress) {
+        let report = match merge::one(system, &store, target, false, false, progress) {
             Ok(Some(report)) => report,
             Ok(None) => continue,
             // A survivor: what it writes from now on is lost, what it wrote is not.
@@ -53,7 +54,7 @@ pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::R
         reports.push(report);
     }
     drop(store);
-    writable.undo()?;
+    writable.into_iter().rev().try_for_each(Writable::undo)?;
     // What could be neither merged nor saved is nowhere but in RAM.
     if reports.iter().all(|report| report.status != Outcome::Failed.status()) {
         drop_mounts(system);
@@ -63,39 +64,6 @@ pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::R
 
 fn failed(target: &Path, error: Error) -> TargetReport {
     TargetReport::new(target, Outcome::Failed, format!("{:#}; its checkpoints stay", anyhow::Error::from(error)))
-}
-
-/// The mounts that were made writable again.
-struct Writable(Vec<PathBuf>);
-
-impl Writable {
-    /// Remounts what lower and store are reached through. systemd-shutdown leaves the root read-only, and every mount
-    /// below `/run/initramfs` with a read-only flag of its own beside that of the superblock (measured on 257).
-    fn make(system: &System, targets: &[PathBuf]) -> Result<Self, Error> {
-        let mut all = Self(Vec::new());
-        let root = system.layout.root().to_path_buf();
-        let binds = targets.iter().map(|target| system.layout.lower(target));
-        for path in [root].into_iter().chain(binds).chain([system.layout.store_bind()]) {
-            if !path.is_dir() || !statvfs(&path).at("statvfs", &path)?.f_flag.contains(StatVfsMountFlags::RDONLY) {
-                continue;
-            }
-            match mount_remount(&path, MountFlags::empty(), c"") {
-                // Not a mount point: a root in a directory.
-                Err(Errno::INVAL) => continue,
-                other => other.at("mount -o remount,rw", &path)?,
-            }
-            all.0.push(path);
-        }
-        Ok(all)
-    }
-
-    fn undo(self) -> Result<(), SystemError> {
-        for path in self.0.iter().rev() {
-            syncfs(open_host_dir(path)?).at("syncfs", path)?;
-            mount_remount(path, MountFlags::RDONLY, c"").at("mount -o remount,ro", path)?;
-        }
-        Ok(())
-    }
 }
 
 /// Takes our mounts away, so that what they are on (LUKS, LVM, md) can be stopped.

@@ -23,7 +23,7 @@ pub(crate) fn run(
     progress: &Progress,
     json: bool,
 ) -> anyhow::Result<Outcome> {
-    for_each(system, targets, json, |store, target| one(system, store, target, accept_prefix, progress))
+    for_each(system, targets, json, |store, target| one(system, store, target, false, accept_prefix, progress))
 }
 
 pub(crate) fn set_aside(system: &System, targets: &[PathBuf], json: bool) -> anyhow::Result<Outcome> {
@@ -39,6 +39,10 @@ fn for_each(
 ) -> anyhow::Result<Outcome> {
     let path = system.store_path()?;
     let mounted = system.mounted_targets(targets);
+    if mounted.as_ref().is_ok_and(Vec::is_empty) {
+        // What is in RAM is saved wherever the store is.
+        system.check_mounted("the store", system.persist())?;
+    }
     if !path.join("targets").is_dir() && mounted.as_ref().is_ok_and(Vec::is_empty) {
         tracing::info!("nothing is pending");
         return finish(Vec::new(), json);
@@ -71,10 +75,12 @@ fn for_each(
 }
 
 /// Merges one target. Where it was mounted in this boot, what is still in RAM goes into a last checkpoint first.
+/// `unused` says that nobody has used the disk's version in this boot, although the system runs.
 pub(crate) fn one(
     system: &System,
     store: &Store,
     target: &Path,
+    unused: bool,
     accept_prefix: bool,
     progress: &Progress,
 ) -> syncd::Result<Option<TargetReport>> {
@@ -82,6 +88,10 @@ pub(crate) fn one(
     let state = system.boot.as_ref().and_then(|boot| boot.target(target));
     if state.is_none() && part.sequences()?.is_empty() && part.marker()?.is_none() {
         return Ok(None);
+    }
+    if state.is_none() {
+        // The directory below the mount point has nothing to do with these checkpoints.
+        system.check_mounted("it", target)?;
     }
     let lower = match state {
         Some(_) => Tree::open(&system.layout.lower(target))?,
@@ -93,7 +103,7 @@ pub(crate) fn one(
     if state.is_some() {
         checkpoint::last(system, store, target)?;
     }
-    let ran_from_disk = part.booted_from_disk() || (system.live && state.is_none());
+    let ran_from_disk = part.booted_from_disk() || (system.live && state.is_none() && !unused);
     let winner = if ran_from_disk { Winner::Disk } else { Winner::Ram };
     let stats = merge::merge(&part, &lower, MergeOptions { winner, accept_prefix }, progress)?;
     if state.is_some() {
@@ -174,9 +184,19 @@ fn report(target: &Path, stats: &MergeStats, winner: Winner) -> TargetReport {
 /// Unpacks the chain of `target` into `upper`.
 pub(crate) fn unpack(system: &System, target: &Path, upper: &Path, progress: &Progress) -> anyhow::Result<Outcome> {
     let Some(store) = Store::open_to_read(&system.store_path()?)? else { return Ok(Outcome::Done) };
-    let lower = Tree::new(system.layout.open_dir(target).map_err(Error::from)?, &system.layout.below_root(target));
-    let upper = Tree::open(upper).map_err(Error::from)?;
-    merge::unpack(&store.target(target), &lower, &upper, progress)?;
+    unpack_into(system, &store, target, upper, progress)?;
     tracing::warn!("{}: its checkpoints could not be merged and are kept in RAM", target.display());
     Ok(Outcome::Done)
+}
+
+/// The same, in a store that is open.
+pub(crate) fn unpack_into(
+    system: &System,
+    store: &Store,
+    target: &Path,
+    upper: &Path,
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    let lower = Tree::new(system.layout.open_dir(target)?, &system.layout.below_root(target));
+    Ok(merge::unpack(&store.target(target), &lower, &Tree::open(upper)?, progress)?)
 }

@@ -7,6 +7,7 @@ use comfy_table::{Table, presets};
 use ephemeral_overlay::error::At;
 use rustix::fs::statvfs;
 use serde::Serialize;
+use syncd::Error;
 use syncd::checkpoint::own_log;
 use syncd::store::Store;
 use syncd::system::System;
@@ -44,6 +45,8 @@ struct Target {
     path: PathBuf,
     /// An overlay is mounted on it.
     mounted: bool,
+    /// It waits for `activate`.
+    deferred: bool,
     /// Paths that a power cut would cost now; `null` when they could not be counted.
     unsaved: Option<usize>,
     /// Checkpoints that wait for a merge.
@@ -83,8 +86,13 @@ pub(crate) fn run(system: &System, json: bool) -> anyhow::Result<Outcome> {
 
 fn look(system: &System) -> anyhow::Result<Status> {
     let path = system.store_path()?;
-    let store = Store::open_to_read(&path)?;
     let mounted = system.mounted_targets(&[])?;
+    // What stands there else would look as if nothing were pending.
+    let hidden = match system.check_mounted("the store", system.persist()) {
+        Err(error @ Error::NotMounted { .. }) if mounted.is_empty() => Some(error.to_string()),
+        _ => None,
+    };
+    let store = if hidden.is_some() { None } else { Store::open_to_read(&path)? };
     let mut paths = mounted.clone();
     paths.extend(system.config.overlay.dirs.iter().cloned());
     if let Some(store) = &store {
@@ -93,7 +101,10 @@ fn look(system: &System) -> anyhow::Result<Status> {
     paths.sort_unstable();
     paths.dedup();
     let store = store.unwrap_or_else(|| Store::absent(&path));
-    let targets = paths.iter().map(|path| target(system, &store, path, mounted.contains(path))).collect();
+    let mut targets: Vec<_> = paths.iter().map(|path| target(system, &store, path, mounted.contains(path))).collect();
+    for target in &mut targets {
+        target.problem = hidden.clone().or(target.problem.take());
+    }
     let ram = if mounted.is_empty() { None } else { Some(ram(&system.layout.ram())?) };
     let skipped = system.boot.iter().flat_map(|boot| &boot.skipped);
     Ok(Status {
@@ -142,6 +153,7 @@ fn target(system: &System, store: &Store, path: &Path, mounted: bool) -> Target 
     Target {
         path: path.to_path_buf(),
         mounted,
+        deferred: system.boot.as_ref().is_some_and(|boot| boot.deferred.iter().any(|deferred| deferred == path)),
         unsaved: if mounted { unsaved } else { Some(0) },
         pending,
         pending_bytes,
@@ -178,10 +190,11 @@ fn table(status: &Status) -> String {
             0 => "-".to_owned(),
             number => count(number, "path"),
         });
-        let state = match (target.mounted, target.merging) {
-            (true, _) => "in RAM",
-            (false, true) => "half merged",
-            (false, false) => "on disk",
+        let state = match target {
+            Target { mounted: true, .. } => "in RAM",
+            Target { merging: true, .. } => "half merged",
+            Target { deferred: true, .. } => "deferred",
+            _ => "on disk",
         };
         let last = target.last.as_ref().map_or("-".to_owned(), |last| last.message.clone());
         table.add_row([target.path.display().to_string(), state.to_owned(), unsaved, pending, last]);
