@@ -3,4 +3,5 @@
 # unmounted, the root is read-only, our tmpfs is still there.
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
 export PATH
-exec syncd last-stage
+# Nobody else is left to read what it says.
+exec syncd last-stage >/dev/console 2>&1

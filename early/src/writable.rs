@@ -1,27 +1,27 @@
-//! Read-only file systems that are made writable for a merge, and read-only again after it.
+//! Read-only mounts that are made writable for a merge, and read-only again after it.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::layout::open_host_dir;
-use rustix::fs::{StatVfsMountFlags, fstat, statvfs, syncfs};
+use rustix::fs::{StatVfsMountFlags, statvfs, syncfs};
 
 use crate::sys;
 
-/// The file systems that were made writable, by device, each with a mount of it.
+/// The mounts that were made writable.
 #[derive(Debug)]
-pub struct Writable(BTreeMap<u64, PathBuf>);
+pub struct Writable(Vec<PathBuf>);
 
 impl Writable {
-    /// Remounts the file systems at `paths`, where they are read-only. A superblock is remounted through any of its
-    /// mounts. What does not exist or is no mount point (a root in a directory) is passed over.
+    /// Remounts what is mounted at `paths`, where it is read-only: by its superblock, or by a flag of its own, which
+    /// systemd-shutdown gives to every mount below `/run/initramfs` (measured on 257). What does not exist or is no mount
+    /// point (a root in a directory) is passed over.
     ///
     /// # Errors
     /// When the kernel refuses. What was made writable before is read-only again.
     pub fn make(paths: impl IntoIterator<Item = PathBuf>) -> Result<Self> {
-        let mut all = Self(BTreeMap::new());
+        let mut all = Self(Vec::new());
         for path in paths {
             if let Err(error) = all.add(path) {
                 // The refusal is what is reported.
@@ -33,21 +33,22 @@ impl Writable {
     }
 
     fn add(&mut self, path: PathBuf) -> Result<()> {
-        let Ok(directory) = open_host_dir(&path) else { return Ok(()) };
-        let device = fstat(&directory).at("fstat", &path)?.st_dev;
+        if !path.is_dir() {
+            return Ok(());
+        }
         let read_only = statvfs(&path).at("statvfs", &path)?.f_flag.contains(StatVfsMountFlags::RDONLY);
-        if read_only && !self.0.contains_key(&device) && sys::remount(&path, false)? {
-            self.0.insert(device, path);
+        if read_only && sys::remount(&path, false)? {
+            self.0.push(path);
         }
         Ok(())
     }
 
-    /// Brings everything to the disk and remounts it read-only.
+    /// Brings everything to the disk and makes it read-only.
     ///
     /// # Errors
     /// When that fails for one of them.
     pub fn undo(self) -> Result<()> {
-        for path in self.0.values() {
+        for path in self.0.iter().rev() {
             syncfs(open_host_dir(path)?).at("syncfs", path)?;
             sys::remount(path, true)?;
         }

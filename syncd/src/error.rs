@@ -1,5 +1,6 @@
 //! Everything that can go wrong, each meaning a variant that names its path and what to do next.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use ephemeral_overlay::SystemError;
@@ -138,4 +139,13 @@ pub enum Error {
         /// What is wrong.
         what: &'static str,
     },
+}
+
+impl Error {
+    /// Whether the disk, or a quota on it, is full. The kind tells, where a library has put a path around the number.
+    #[must_use]
+    pub fn is_full_disk(&self) -> bool {
+        let Self::System(error) = self else { return false };
+        matches!(error.source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+    }
 }

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! lock                                 one writer at a time, flock(2)
+//! reserve                              room for the last checkpoint of a shutdown; holds nothing
 //! targets/NAME/0000000001.ckpt …       the chain, by sequence number
 //! targets/NAME/sequence                the last number that was used, for when the chain is gone
 //! targets/NAME/merging                 a merge has begun; its chain is redone until it ends
@@ -10,6 +11,8 @@
 //! targets/NAME/conflicts/SEQ[.list]    the versions that lost, and which they are
 //! targets/NAME/aside/FIRST-LAST/       chains that were set aside
 //! ```
+
+mod reserve;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -63,10 +66,11 @@ pub struct Marker {
 }
 
 impl Store {
-    /// Opens the store for writing, creating it where it is missing; waits for whoever has it.
+    /// Opens the store for writing, creating it where it is missing; waits for whoever has it. What a cut left unfinished
+    /// is removed.
     ///
     /// # Errors
-    /// When it cannot be created or locked.
+    /// When it cannot be created, locked or cleaned up.
     pub fn open(path: &Path) -> Result<Self> {
         if !path.join("targets").is_dir() {
             durable::create_directory(&path.join("targets"))?;
@@ -75,6 +79,7 @@ impl Store {
         }
         let lock = open_lock(path, true)?;
         flock(&lock, FlockOperation::LockExclusive).at("flock", path)?;
+        durable::sweep(path)?;
         Ok(Self { path: path.to_path_buf(), _lock: Some(lock) })
     }
 

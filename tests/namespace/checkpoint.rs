@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 use ephemeral_overlay::attributes::Handle;
 use rustix::fs::{FlockOperation, IFlags, flock, ioctl_getflags, ioctl_setflags};
 
-use crate::mapped::Mapping;
-use crate::model::set_times;
 use crate::restart::copy;
-use crate::snapshot;
 use crate::tools::{self, text};
 use crate::world::{Disk, ETC, Fs, World, expect};
+use test_support::mapped::Mapping;
+use test_support::model::set_times;
+use test_support::snapshot;
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("same_size_and_times_but_other_content_is_seen", same_size_and_times_but_other_content_is_seen),
@@ -150,7 +150,7 @@ fn fill(directory: &Path) -> std::path::PathBuf {
     path
 }
 
-fn noise(length: usize) -> Vec<u8> {
+pub(crate) fn noise(length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     fastrand::Rng::with_seed(1).fill(&mut bytes);
     bytes

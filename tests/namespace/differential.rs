@@ -14,10 +14,10 @@ use rustix::mount::{
     fsmount, fsopen, move_mount, unmount,
 };
 
-use crate::model::Model;
-use crate::snapshot::{self, Snapshot};
 use crate::tools;
 use crate::world::{Disk, ETC, Fs, World, expect};
+use test_support::model::Model;
+use test_support::snapshot::{self, Snapshot};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("random_histories_on_ext4", || run(Fs::Ext4)),

@@ -14,10 +14,10 @@ use ephemeral_overlay::state::BootState;
 use ephemeral_overlay::token;
 use rustix::mount::{UnmountFlags, unmount};
 
-use crate::model::set_times;
-use crate::snapshot;
 use crate::tools::{self, text};
 use crate::world::{Disk, ETC, Fs, World, expect};
+use test_support::model::set_times;
+use test_support::snapshot;
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("the_defaults_mount_two_overlays_and_three_tmpfs", the_defaults_mount_two_overlays_and_three_tmpfs),

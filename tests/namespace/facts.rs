@@ -23,9 +23,9 @@ use rustix::mount::{
     fsconfig_reconfigure, fsconfig_set_string, fsmount, fsopen, fspick, mount, mount_bind, unmount,
 };
 
-use crate::mapped::Mapping;
 use crate::tools;
 use crate::world::{Disk, Fs};
+use test_support::mapped::Mapping;
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_new_directory_is_opaque_with_xino_on", a_new_directory_is_opaque_with_xino_on),

@@ -11,14 +11,12 @@ mod checkpoint;
 mod differential;
 mod early;
 mod facts;
-mod mapped;
 mod merge;
-mod model;
 mod order;
 mod refused;
+mod reserve;
 mod restart;
 mod shutdown;
-mod snapshot;
 mod tools;
 mod world;
 
@@ -53,6 +51,7 @@ fn main() -> ExitCode {
         ("merge", merge::TESTS),
         ("order", order::TESTS),
         ("refused", refused::TESTS),
+        ("reserve", reserve::TESTS),
         ("restart", restart::TESTS),
         ("shutdown", shutdown::TESTS),
     ];

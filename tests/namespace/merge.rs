@@ -11,9 +11,9 @@ use ephemeral_overlay::attributes::Handle;
 use ephemeral_overlay::token::Token;
 use rustix::mount::{MountFlags, mount_remount};
 
-use crate::snapshot::{self, Snapshot};
 use crate::tools::text;
 use crate::world::{Disk, ETC, Fs, World, expect};
+use test_support::snapshot::{self, Snapshot};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_damaged_middle_of_a_chain_stops_everything", a_damaged_middle_of_a_chain_stops_everything),

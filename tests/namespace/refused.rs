@@ -6,9 +6,9 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::mount::{UnmountFlags, unmount};
 
-use crate::snapshot;
 use crate::tools::text;
 use crate::world::{ETC, World, expect};
+use test_support::snapshot;
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_mounted_overlay", || refused(|_| {})),

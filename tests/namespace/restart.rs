@@ -9,9 +9,9 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::differential;
-use crate::snapshot::{self, Snapshot};
 use crate::tools::{run, text};
 use crate::world::{ETC, World};
+use test_support::snapshot::{self, Snapshot};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_merge_killed_anywhere_is_done_by_the_next", a_merge_killed_anywhere_is_done_by_the_next),
@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 
 /// Every call by which a checkpoint or a merge changes something, or makes it durable; of openat(2) most only look.
 const CALLS: &str = "openat,mkdir,mkdirat,mknodat,symlinkat,linkat,rename,renameat,renameat2,unlink,unlinkat,rmdir,\
-    write,pwrite64,ftruncate,fchown,fchownat,chmod,fchmod,fchmodat,setxattr,lsetxattr,removexattr,lremovexattr,\
+    write,pwrite64,ftruncate,fallocate,fchown,fchownat,chmod,fchmod,fchmodat,setxattr,lsetxattr,removexattr,lremovexattr,\
     utimensat,fsync,fdatasync,syncfs,ioctl";
 
 /// How often one thread makes each kind of call.
@@ -155,6 +155,8 @@ fn a_checkpoint_killed_anywhere() {
     fs::write(world.at("etc/last"), "change").unwrap();
     fs::remove_file(world.at("etc/plain")).unwrap();
     let new = snapshot::take(&world.at("etc"));
+    // It is made anew, too.
+    fs::remove_file(world.at("persist/ephemeral-overlay/reserve")).unwrap();
     let saved = (world.at("saved persist"), world.run.join("lower/etc"));
     copy(&world.at("persist"), &saved.0);
     // What the next boot would show, found out on a copy of the disk.
@@ -169,6 +171,10 @@ fn a_checkpoint_killed_anywhere() {
         assert!(is_old || snapshot::difference(&new, &found).is_none(), "{what}: neither the old state nor the new");
         // And the running system goes on.
         world.checkpoint();
+        let names =
+            fs::read_dir(world.at("persist/ephemeral-overlay")).unwrap().map(|entry| entry.unwrap().file_name());
+        let unfinished: Vec<_> = names.filter(|name| name.to_string_lossy().starts_with('.')).collect();
+        assert!(unfinished.is_empty(), "{what}: {unfinished:?} keeps its room for ever");
         copy(&world.at("persist"), &disk.at("persist"));
         copy(&saved.1, &disk.at("etc"));
         disk.merge();

@@ -8,9 +8,9 @@ use ephemeral_overlay::mountinfo;
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
 
-use crate::snapshot;
 use crate::tools::text;
 use crate::world::{Disk, ETC, Fs, World, expect};
+use test_support::snapshot;
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("the_last_stage_leaves_the_disk_whole_and_nothing_pending", the_last_stage_leaves_the_disk_whole),

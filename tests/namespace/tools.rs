@@ -5,22 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use nix::sched::{CloneFlags, unshare};
+use test_support::private;
 
-/// Puts the whole process into a mount namespace of its own, out of which nothing propagates. To be called before
-/// there is a second thread.
+/// Puts the whole process into a mount namespace of its own, and sees that the tests can run in it.
 pub(crate) fn enter_private_namespace() -> Result<(), String> {
-    if !rustix::process::geteuid().is_root() {
-        return Err("they need root, for overlays, loop devices and trusted.* attributes".to_owned());
-    }
     for program in ["mkfs.ext4", "mkfs.btrfs", "mkfs.xfs", "strace", "losetup"] {
         if which(program).is_none() {
             return Err(format!("{program} is not installed; `cargo xtask test` installs what is missing"));
         }
     }
-    unshare(CloneFlags::CLONE_NEWNS).map_err(|error| format!("no mount namespace can be had: {error}"))?;
-    let private = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private).map_err(|error| format!("mount --make-rprivate /: {error}"))?;
+    private::enter()?;
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     if known.lines().any(|line| line.trim_start_matches("nodev").trim() == "overlay") {
         Ok(())

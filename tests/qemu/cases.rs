@@ -1,27 +1,35 @@
 //! The boots. Each test says the end state that it wants.
 
+pub(crate) mod cost;
 mod cut;
 mod damage;
+mod deferred;
+mod exact;
 mod harness;
 mod power;
 mod refusal;
+mod shutdown;
+mod systemd;
 
 use crate::console::Console;
 use crate::disk::Disk;
-use crate::kernel::Kernel;
-use crate::machine::{Boot, Machine};
+use crate::machine::{Boot, Machine, Setup};
 
-/// A test on one kernel.
-pub(crate) type Case = fn(&'static Kernel);
+/// A test, wherever it boots.
+pub(crate) type Case = fn(Setup);
 
-/// All of them, with the module that each is in.
-pub(crate) const CASES: [(&str, &[(&str, Case)]); 5] = [
+/// Those of a small system, with the module that each is in.
+pub(crate) const MINIMAL: [(&str, &[(&str, Case)]); 6] = [
     ("harness", harness::CASES),
     ("power", power::CASES),
     ("refusal", refusal::CASES),
     ("damage", damage::CASES),
+    ("exact", exact::CASES),
     ("cut", cut::CASES),
 ];
+/// Those of a release of Debian.
+pub(crate) const DEBIAN: [(&str, &[(&str, Case)]); 3] =
+    [("systemd", systemd::CASES), ("shutdown", shutdown::CASES), ("deferred", deferred::CASES)];
 
 /// What is in `/etc` of a fresh disk.
 const FILES: [(&str, &str); 2] = [("/etc/kept", "disk\n"), ("/etc/removed", "disk\n")];
@@ -32,14 +40,18 @@ const LOOK: &str = "mounts\ncat /etc/kept\ncat /etc/new\ncat /etc/removed\ncat /
 /// Takes a checkpoint.
 const CHECKPOINT: &str = "run syncd checkpoint";
 
+/// What runs last in a shutdown.
+const LAST_STAGE: (&str, &str) =
+    ("/usr/lib/systemd/system-shutdown/ephemeral-overlay", include_str!("../../systemd/system-shutdown.sh"));
+
 /// A machine with `FILES` on its disk.
-fn machine(kernel: &'static Kernel, name: &str) -> Machine {
-    Machine::new(kernel, name, &FILES)
+fn machine(on: Setup, name: &str) -> Machine {
+    Machine::new(on, name, &FILES)
 }
 
 /// A machine that was cut off with a checkpoint pending: its disk is the old one, the checkpoint has `CHANGE`.
-fn machine_with_checkpoint(kernel: &'static Kernel, name: &str) -> Machine {
-    let mut machine = machine(kernel, name);
+fn machine_with_checkpoint(on: Setup, name: &str) -> Machine {
+    let mut machine = machine(on, name);
     let console = machine.boot_and_cut(Boot::default(), &format!("{CHANGE}\n{CHECKPOINT}"));
     console.expect(console.exits() == ["0"], "the checkpoint failed");
     machine

@@ -72,6 +72,12 @@ impl Console {
         self.init().filter_map(|line| line.strip_prefix("EXIT ")).collect()
     }
 
+    /// Everything in the tree at `path` at its last `snapshot`, a line for each object.
+    pub(crate) fn tree(&self, path: &str) -> Vec<&str> {
+        let prefix = format!("TREE {path}: ");
+        self.init().filter_map(|line| line.strip_prefix(&prefix)).collect()
+    }
+
     /// Whether any line has `text` in it.
     pub(crate) fn says(&self, text: &str) -> bool {
         self.lines.iter().any(|line| line.contains(text))

@@ -1,60 +1,92 @@
-//! A disk image, made and looked at without mounting it, so that neither root nor a loop device is needed.
+//! A disk image: made of a tree, and looked at from outside, without booting.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use rustix::mount::{UnmountFlags, unmount};
 use tempfile::TempDir;
 
-use crate::tools::{self, run};
+use crate::tools::run;
 
-/// What the tests look at.
-const DIRECTORIES: [&str; 3] = ["/etc", "/var", "/persist"];
-/// In bytes.
-const SIZE: u64 = 64 << 20;
+/// The file system of a root disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Fs {
+    Ext4,
+    Btrfs,
+    Xfs,
+}
 
-/// What is on a disk, after the file system's journal has been replayed.
+impl Fs {
+    /// Its name, which is also that of its module.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Btrfs => "btrfs",
+            Self::Xfs => "xfs",
+        }
+    }
+
+    /// The smallest disk in MiB on which it is at ease.
+    pub(crate) fn least(self) -> u64 {
+        match self {
+            Self::Ext4 => 64,
+            Self::Btrfs => 256,
+            Self::Xfs => 320,
+        }
+    }
+}
+
+/// What is on a disk, after the file system's log has been replayed.
 #[derive(Debug)]
 pub(crate) struct Disk {
-    directory: TempDir,
+    mount: Mount,
 }
 
 impl Disk {
-    /// Makes an ext4 image of the tree at `root`; everything in it belongs to root.
-    pub(crate) fn create(image: &Path, root: &Path) -> Result<()> {
-        fs::File::create(image).and_then(|file| file.set_len(SIZE)).with_context(|| image.display().to_string())?;
-        run("mke2fs", &["-q".as_ref(), "-t".as_ref(), "ext4".as_ref(), "-d".as_ref(), root, image])?;
-        Ok(())
+    /// Makes an image of `megabytes` with the tree at `root` in it, owners and all.
+    pub(crate) fn create(image: &Path, fs: Fs, megabytes: u64, root: &Path) -> Result<()> {
+        fs::File::create(image)
+            .and_then(|file| file.set_len(megabytes << 20))
+            .with_context(|| format!("create {}", image.display()))?;
+        run(&format!("mkfs.{}", fs.name()), &["-q".as_ref(), image.as_os_str()])?;
+        let mount = Mount::of(image)?;
+        run("cp", &["-a".as_ref(), root.join(".").as_os_str(), mount.path.as_os_str()])?;
+        mount.end()
     }
 
-    /// The contents of an image, which stays as it is: its journal is replayed, and it is checked, in a copy.
-    pub(crate) fn of(image: &Path) -> Result<Self> {
+    /// Changes what is on an image, by `change`, which is given the mounted root.
+    pub(crate) fn edit(image: &Path, change: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let mount = Mount::of(image)?;
+        change(&mount.path)?;
+        mount.end()
+    }
+
+    /// The contents of an image, which stays as it is: its log is replayed, and it is checked, in a copy.
+    pub(crate) fn of(image: &Path, fs: Fs) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("eo-disk-").tempdir().context("mkdtemp")?;
         let copy = directory.path().join("image");
-        fs::copy(image, &copy).with_context(|| format!("copy {}", image.display()))?;
-        let replayed = tools::command("e2fsck")?.args(["-p", "-E", "journal_only"]).arg(&copy).output()?;
-        ensure!(replayed.status.code() <= Some(1), "e2fsck: {}", tools::text(&replayed));
-        let checked = tools::command("e2fsck")?.args(["-f", "-n"]).arg(&copy).output()?;
-        ensure!(checked.status.success(), "e2fsck: {}", tools::text(&checked));
-        let disk = Self { directory };
-        fs::create_dir(disk.root()).context("mkdir")?;
-        let request = format!("rdump {} {}", DIRECTORIES.join(" "), disk.root().display());
-        run("debugfs", &["-R".as_ref(), request.as_ref(), copy.as_os_str()])?;
-        Ok(disk)
-    }
-
-    fn root(&self) -> PathBuf {
-        self.directory.path().join("root")
+        // Sparse, as fs::copy would not leave it.
+        run("cp", &["--sparse=always".as_ref(), image.as_os_str(), copy.as_os_str()])?;
+        // Not what we are about, but a damaged file system would explain a lot.
+        Mount::of(&copy)?.end()?;
+        match fs {
+            Fs::Ext4 => run("e2fsck", &["-f".as_ref(), "-n".as_ref(), copy.as_os_str()])?,
+            Fs::Btrfs => run("btrfs", &["check".as_ref(), copy.as_os_str()])?,
+            Fs::Xfs => run("xfs_repair", &["-n".as_ref(), copy.as_os_str()])?,
+        };
+        let mut mount = Mount::of(&copy)?;
+        mount.image = Some(directory);
+        Ok(Self { mount })
     }
 
     /// Where a path of the disk lies here.
     pub(crate) fn at(&self, path: &str) -> PathBuf {
-        self.root().join(path.trim_start_matches('/'))
+        self.mount.path.join(path.trim_start_matches('/'))
     }
 
     /// What stands in a file, without the newline at its end; `None`: there is none.
     pub(crate) fn file(&self, path: &str) -> Option<String> {
-        assert!(DIRECTORIES.iter().any(|directory| path.starts_with(directory)), "{path} is not looked at");
         let text = fs::read_to_string(self.at(path)).ok()?;
         Some(text.trim_end_matches('\n').to_owned())
     }
@@ -74,8 +106,41 @@ impl Disk {
         names
     }
 
-    fn store(&self, target: &str) -> PathBuf {
-        let name = ephemeral_overlay::layout::target_name(Path::new(target));
-        self.at("/persist/ephemeral-overlay/targets").join(name)
+    /// A target's directory in the store, which is in `/persist`, or is what the disk is there for.
+    pub(crate) fn store(&self, target: &str) -> PathBuf {
+        let own = self.at("/ephemeral-overlay");
+        let store = if own.exists() { own } else { self.at("/persist/ephemeral-overlay") };
+        store.join("targets").join(ephemeral_overlay::layout::target_name(Path::new(target)))
+    }
+}
+
+/// An image that is mounted in this process's own mount namespace.
+#[derive(Debug)]
+struct Mount {
+    path: PathBuf,
+    /// What it is mounted on; removed after it was unmounted.
+    _directory: TempDir,
+    /// Where the image lies, if it goes with the mount.
+    image: Option<TempDir>,
+}
+
+impl Mount {
+    fn of(image: &Path) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("eo-mount-").tempdir().context("mkdtemp")?;
+        let path = directory.path().join("root");
+        fs::create_dir(&path).context("mkdir")?;
+        run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_os_str(), path.as_os_str()])?;
+        Ok(Self { path, _directory: directory, image: None })
+    }
+
+    fn end(self) -> Result<()> {
+        unmount(&self.path, UnmountFlags::empty()).with_context(|| format!("umount {}", self.path.display()))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // An error means that it was unmounted already.
+        unmount(&self.path, UnmountFlags::DETACH).ok();
     }
 }

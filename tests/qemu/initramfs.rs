@@ -1,46 +1,125 @@
 //! An initramfs as mkinitcpio makes it, from the install script that we ship: what that script does not add is not
-//! in it. The rest is busybox, the modules and a short `/init`.
+//! in it. The rest is what mkinitcpio's own hooks bring: busybox with a short `/init`, or systemd.
 
+mod systemd;
+
+use std::collections::HashMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
-use crate::binaries::Binaries;
 use crate::cpio::Archive;
+use crate::debian::Suite;
+use crate::disk::Fs;
 use crate::kernel::{Kernel, decompressed, module_name};
-use crate::tools::{self, repository, run};
+use crate::package;
+use crate::tools::{self, kept, repository, run};
 
-/// What the root disk takes. Modules that a kernel has built in are left out.
-const DISK: [&str; 2] = ["virtio_pci", "virtio_blk"];
-/// The name of the hook, of its install script and of its run-time script.
-const HOOK: &str = "ephemeral-overlay";
+/// What the root disk takes, beside its file system. Modules that a kernel has built in are left out.
+const DISK: [&str; 3] = ["virtio_pci", "virtio_blk", "dm_mod"];
+/// Where our programs are in it.
+const EARLY: &str = "/usr/lib/ephemeral-overlay/initramfs/early";
 
 /// Which initramfs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Flavour {
-    /// With everything.
-    Whole,
-    /// The same without the module `overlay`.
-    WithoutOverlay,
+pub(crate) struct Initramfs {
+    /// What runs in it.
+    pub flavour: Flavour,
+    /// With our hook.
+    pub hook: bool,
+    /// With the module `overlay`.
+    pub overlay: bool,
+    /// With the module of another file system than the root's, too.
+    pub also: Option<Fs>,
+    /// A shell script in the place of `early`.
+    pub early: Option<&'static str>,
 }
 
-/// Puts our package into `stage`, as it lies installed.
-fn install(stage: &Path) -> Result<()> {
-    let binaries = Binaries::get()?;
-    let packaged = repository().join("mkinitcpio");
-    let installed = [
-        (binaries.path("early"), "usr/lib/ephemeral-overlay/initramfs/early"),
-        (binaries.path("syncd"), "usr/lib/ephemeral-overlay/initramfs/syncd"),
-        (packaged.join("install").join(HOOK), "usr/lib/initcpio/install/ephemeral-overlay"),
-        (packaged.join("hooks").join(HOOK), "usr/lib/initcpio/hooks/ephemeral-overlay"),
-    ];
-    for (source, path) in installed {
-        let to = stage.join(path);
-        fs::create_dir_all(to.parent().context("a parent")?)?;
-        fs::copy(&source, &to).with_context(|| format!("copy {}", source.display()))?;
+/// What runs in an initramfs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Flavour {
+    /// Busybox and `run_latehook`.
+    Busybox,
+    /// The systemd of a release, and our unit.
+    Systemd(Suite),
+}
+
+impl Default for Initramfs {
+    fn default() -> Self {
+        Self { flavour: Flavour::Busybox, hook: true, overlay: true, also: None, early: None }
     }
-    Ok(())
+}
+
+impl Initramfs {
+    /// Where the archive lies, assembled once in each run.
+    pub(crate) fn get(self, kernel: &Kernel, fs: Fs) -> Result<PathBuf> {
+        type Built = HashMap<(&'static str, Fs, Initramfs), PathBuf>;
+        static BUILT: Mutex<Option<Built>> = Mutex::new(None);
+        let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+        let built = built.get_or_insert_default();
+        if let Some(path) = built.get(&(kernel.series, fs, self)) {
+            return Ok(path.clone());
+        }
+        let archive = self.build(kernel, fs).context("assembling the initramfs")?;
+        let path = kept("initramfs").join(format!("{}-{}-{}.cpio", kernel.series, fs.name(), built.len()));
+        fs::create_dir_all(kept("initramfs")).context("mkdir")?;
+        // By a rename: another run may be booting from the old one.
+        let mut file = tempfile::NamedTempFile::new_in(kept("initramfs")).context("mkstemp")?;
+        file.write_all(&archive).context("write an initramfs")?;
+        file.persist(&path).with_context(|| format!("rename to {}", path.display()))?;
+        built.insert((kernel.series, fs, self), path.clone());
+        Ok(path)
+    }
+
+    fn build(self, kernel: &Kernel, fs: Fs) -> Result<Vec<u8>> {
+        let mut archive = Archive::default();
+        let mut modules: Vec<String> =
+            DISK.into_iter().chain([fs].into_iter().chain(self.also).map(Fs::name)).map(str::to_owned).collect();
+        let stage = tempfile::Builder::new().prefix("eo-stage-").tempdir().context("mkdtemp")?;
+        package::install(stage.path())?;
+        let requests = if self.hook { requests(stage.path(), self.flavour)? } else { Vec::new() };
+        match self.flavour {
+            Flavour::Busybox => busybox(&mut archive)?,
+            Flavour::Systemd(suite) => systemd::skeleton(&mut archive, &suite.root()?, &modules)?,
+        }
+        for request in requests {
+            match request {
+                Request::File { to, .. } if self.early.is_some() && to == Path::new(EARLY) => {
+                    archive.file(&to, 0o755, self.early.unwrap_or_default().as_bytes());
+                }
+                Request::File { source, to, mode } => {
+                    let contents = fs::read(&source).with_context(|| format!("read {}", source.display()))?;
+                    archive.file(&to, mode, &contents);
+                }
+                Request::Link { path, target } => archive.symlink(&path, &target),
+                Request::Directory { path, mode } => archive.directory(&path, mode),
+                Request::Module(name) => modules.push(name),
+            }
+        }
+        if !self.overlay {
+            modules.retain(|name| name != "overlay");
+        }
+        let names: Vec<&str> = modules.iter().map(String::as_str).collect();
+        let files = kernel.modules(&names)?;
+        match self.flavour {
+            Flavour::Busybox => {
+                archive.directory(Path::new("/modules"), 0o755);
+                for (number, path) in files.iter().enumerate() {
+                    let name = module_name(&path.to_string_lossy());
+                    archive.file(
+                        &PathBuf::from(format!("/modules/{number:02}-{name}.ko")),
+                        0o644,
+                        &decompressed(path)?,
+                    );
+                }
+            }
+            Flavour::Systemd(_) => systemd::modules(&mut archive, kernel, &files)?,
+        }
+        Ok(archive.finish())
+    }
 }
 
 /// One thing that the install script asks for.
@@ -53,10 +132,14 @@ enum Request {
 }
 
 /// Runs the install script on what lies in `stage`.
-fn requests(stage: &Path) -> Result<Vec<Request>> {
+fn requests(stage: &Path, flavour: Flavour) -> Result<Vec<Request>> {
     let driver = repository().join("tests/qemu/mkinitcpio.bash");
-    let script = stage.join("usr/lib/initcpio/install").join(HOOK);
-    let record = run("bash", &[driver.as_path(), &script, stage, Path::new("busybox")])?;
+    let script = stage.join("usr/lib/initcpio/install/ephemeral-overlay");
+    let name = match flavour {
+        Flavour::Busybox => "busybox",
+        Flavour::Systemd(_) => "systemd",
+    };
+    let record = run("bash", &[driver.as_path(), &script, stage, Path::new(name)])?;
     String::from_utf8(record)?.lines().map(parse).collect()
 }
 
@@ -72,48 +155,23 @@ fn parse(line: &str) -> Result<Request> {
     })
 }
 
-/// The initramfs for a kernel, as bytes.
-pub(crate) fn build(kernel: &Kernel, flavour: Flavour) -> Result<Vec<u8>> {
-    let mut archive = Archive::default();
-    skeleton(&mut archive)?;
-    let mut modules: Vec<String> = DISK.map(str::to_owned).to_vec();
-    let stage = tempfile::Builder::new().prefix("eo-stage-").tempdir().context("mkdtemp")?;
-    install(stage.path())?;
-    for request in requests(stage.path())? {
-        match request {
-            Request::File { source, to, mode } => {
-                let contents = fs::read(&source).with_context(|| format!("read {}", source.display()))?;
-                archive.file(&to, mode, &contents);
-            }
-            Request::Link { path, target } => archive.symlink(&path, &target),
-            Request::Directory { path, mode } => archive.directory(&path, mode),
-            Request::Module(name) => modules.push(name),
-        }
+/// The directories that every initramfs has.
+fn directories(archive: &mut Archive) {
+    for directory in ["/dev", "/proc", "/sys", "/run", "/new_root", "/sysroot", "/tmp", "/hooks", "/usr/local/bin"] {
+        archive.directory(Path::new(directory), 0o755);
     }
-    if flavour == Flavour::WithoutOverlay {
-        modules.retain(|name| name != "overlay");
-    }
-    let names: Vec<&str> = modules.iter().map(String::as_str).collect();
-    archive.directory(Path::new("/modules"), 0o755);
-    for (number, path) in kernel.modules(&names)?.iter().enumerate() {
-        let name = module_name(&path.to_string_lossy());
-        archive.file(&PathBuf::from(format!("/modules/{number:02}-{name}.ko")), 0o644, &decompressed(path)?);
-    }
-    Ok(archive.finish())
+    archive.device(Path::new("/dev/console"), 0o600, (5, 1));
 }
 
 /// What mkinitcpio's `base` brings: the directories, busybox with its applets, and `/init`.
-fn skeleton(archive: &mut Archive) -> Result<()> {
+fn busybox(archive: &mut Archive) -> Result<()> {
     archive.directory(Path::new("/usr/bin"), 0o755);
     archive.directory(Path::new("/usr/lib"), 0o755);
     let merged = [("/bin", "usr/bin"), ("/sbin", "usr/bin"), ("/usr/sbin", "bin"), ("/lib", "usr/lib")];
     for (path, target) in merged.into_iter().chain([("/lib64", "usr/lib"), ("/usr/lib64", "lib")]) {
         archive.symlink(Path::new(path), Path::new(target));
     }
-    for directory in ["/dev", "/proc", "/sys", "/run", "/new_root", "/tmp", "/hooks", "/usr/local/bin"] {
-        archive.directory(Path::new(directory), 0o755);
-    }
-    archive.device(Path::new("/dev/console"), 0o600, (5, 1));
+    directories(archive);
     let busybox = tools::which("busybox").context("busybox is not installed")?;
     let contents = fs::read(&busybox).with_context(|| format!("read {}", busybox.display()))?;
     archive.file(Path::new("/usr/bin/busybox"), 0o755, &contents);
@@ -121,5 +179,13 @@ fn skeleton(archive: &mut Archive) -> Result<()> {
         archive.symlink(&Path::new("/usr/bin").join(applet), Path::new("busybox"));
     }
     archive.file(Path::new("/init"), 0o755, include_bytes!("init"));
+    archive.file(Path::new("/shutdown"), 0o755, include_bytes!("shutdown"));
+    let dmsetup = tools::which("dmsetup").context("dmsetup is not installed")?;
+    let libraries = String::from_utf8(run("ldd", &[&dmsetup])?)?;
+    let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from);
+    for (source, to) in libraries.map(|path| (path.clone(), path)).chain([(dmsetup, "/usr/bin/dmsetup".into())]) {
+        let contents = fs::read(&source).with_context(|| format!("read {}", source.display()))?;
+        archive.file(&to, 0o755, &contents);
+    }
     Ok(())
 }

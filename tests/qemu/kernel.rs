@@ -9,12 +9,16 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
+use crate::debian::{self, Suite};
 use crate::tools::{self, kept, run};
+
+/// The series that stands for whatever Debian offers last.
+pub(crate) const NEWEST: &str = "newest";
 
 /// A kernel that can be booted.
 #[derive(Debug)]
 pub(crate) struct Kernel {
-    /// The series, such as `6.12`.
+    /// The series, such as `6.12`, or [`NEWEST`].
     pub series: &'static str,
     /// The uncompressed image, which QEMU starts without the kernel's own decompressor (PVH).
     pub image: PathBuf,
@@ -27,11 +31,23 @@ impl Kernel {
     pub(crate) fn of(series: &'static str) -> Result<Self> {
         let cache = kept("kernels");
         fs::create_dir_all(&cache).with_context(|| format!("mkdir {}", cache.display()))?;
-        let directory = match newest_offered(series) {
-            Ok((package, file)) => fetch(&cache, &package, &file)?,
+        // The machine's own lists have the series by name.
+        let suite = (series == NEWEST).then_some(Suite::Sid);
+        let directory = match newest_offered(suite, series) {
+            Ok((package, file)) => fetch(suite, &cache, &package, &file)?,
             Err(reason) => newest_kept(&cache, series).ok_or(reason)?,
         };
         Ok(Self { series, image: directory.join("vmlinux"), modules: only_child(&directory.join("root/lib/modules"))? })
+    }
+
+    /// Its version, as `uname -r` says it.
+    pub(crate) fn version(&self) -> String {
+        self.modules.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// The directory of its modules.
+    pub(crate) fn modules_directory(&self) -> &Path {
+        &self.modules
     }
 
     /// The files of `names` and of all that they need, in the order in which they are to be inserted. What is built
@@ -80,15 +96,18 @@ pub(crate) fn decompressed(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// The newest package of a series that apt offers, and the name of its file.
-fn newest_offered(series: &str) -> Result<(String, String)> {
-    let pattern = format!(r"^linux-image-{}[.].*-cloud-amd64(-unsigned)?$", series.replace('.', "[.]"));
-    let listed = String::from_utf8(run("apt-cache", &["search", "--names-only", &pattern])?)?;
+fn newest_offered(suite: Option<Suite>, series: &str) -> Result<(String, String)> {
+    let version = if series == NEWEST { "[0-9.]+".to_owned() } else { series.replace('.', "[.]") + "[.]" };
+    let pattern = format!("^linux-image-{version}.*-cloud-amd64(-unsigned)?$");
+    let listed = tools::finish(debian::apt("apt-cache", suite)?.args(["search", "--names-only", &pattern]))?;
+    let listed = String::from_utf8(listed)?;
     let names = listed.lines().filter_map(|line| line.split_whitespace().next());
     let name = names.max_by_key(|name| numbers(name)).with_context(|| {
-        format!("apt offers no linux-image-{series}.*-cloud-amd64 (has `apt-get update` been run? is this Debian?)")
+        format!("apt offers no linux-image-{series}*-cloud-amd64 (has `apt-get update` been run? is this Debian?)")
     })?;
     // 'URI' FILE SIZE HASH
-    let uris = String::from_utf8(run("apt-get", &["--print-uris", "download", name])?)?;
+    let uris = tools::finish(debian::apt("apt-get", suite)?.args(["--print-uris", "download", name]))?;
+    let uris = String::from_utf8(uris)?;
     let file =
         uris.split_whitespace().nth(1).with_context(|| format!("apt-get --print-uris download {name}: {uris}"))?;
     Ok((name.to_owned(), file.to_owned()))
@@ -101,20 +120,20 @@ fn numbers(text: &str) -> Vec<u64> {
 
 /// The newest kernel of a series that is in the cache.
 fn newest_kept(cache: &Path, series: &str) -> Option<PathBuf> {
-    let prefix = format!("linux-image-{series}.");
+    let prefix = if series == NEWEST { "linux-image-".to_owned() } else { format!("linux-image-{series}.") };
     let names = fs::read_dir(cache).ok()?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     let newest = names.filter(|name| name.starts_with(&prefix)).max_by_key(|name| numbers(name))?;
     Some(cache.join(newest))
 }
 
 /// The directory of a package in the cache: `root` with what is in it, and `vmlinux`.
-fn fetch(cache: &Path, package: &str, file: &str) -> Result<PathBuf> {
+fn fetch(suite: Option<Suite>, cache: &Path, package: &str, file: &str) -> Result<PathBuf> {
     let directory = cache.join(file.trim_end_matches(".deb"));
     if directory.exists() {
         return Ok(directory);
     }
     let fresh = tempfile::Builder::new().prefix(".fetch-").tempdir_in(cache).context("mkdtemp")?;
-    tools::finish(tools::command("apt-get")?.args(["download", package]).current_dir(fresh.path()))?;
+    tools::finish(debian::apt("apt-get", suite)?.args(["download", package]).current_dir(fresh.path()))?;
     let deb = fs::read_dir(fresh.path())?.flatten().map(|entry| entry.path()).next().context("apt-get left no file")?;
     let root = fresh.path().join("root");
     run("dpkg-deb", &[Path::new("-x"), &deb, &root])?;

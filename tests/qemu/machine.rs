@@ -1,35 +1,77 @@
 //! A machine with a disk of its own: built from a few words, booted as often as a test wants, and its disk looked at
 //! from outside, without booting.
 
-use std::collections::HashMap;
+mod root;
+
+pub(crate) use root::MACHINE_ID;
+
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use crate::binaries::Binaries;
 use crate::console::Console;
-use crate::disk::Disk;
-use crate::initramfs::{self, Flavour};
+use crate::debian::Suite;
+use crate::disk::{Disk, Fs};
+use crate::initramfs::Initramfs;
 use crate::kernel::Kernel;
-use crate::tools::{kept, which};
-use crate::vm::Vm;
+use crate::tools::kept;
+use crate::vm::{Fault, Vm};
+
+/// What tells `early` that a root is one of ours.
+pub(crate) const COUNTERPART: &str = ephemeral_overlay::layout::COUNTERPART;
+
+/// What a test runs on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setup {
+    /// The kernel.
+    pub kernel: &'static Kernel,
+    /// The file system of the root disk.
+    pub fs: Fs,
+    /// What is on it.
+    pub system: System,
+}
+
+/// A system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum System {
+    /// Busybox, our programs, and an init of our own.
+    Minimal,
+    /// A release of Debian, with systemd.
+    Debian(Suite),
+}
+
+impl Setup {
+    /// The memory of a machine in MiB, the least size of its disk, and how long a boot with a script may take.
+    fn measures(&self) -> (u32, u64, Duration) {
+        match self.system {
+            System::Minimal => (256, self.fs.least(), Duration::from_secs(120)),
+            System::Debian(_) => (640, 1024, Duration::from_secs(400)),
+        }
+    }
+
+    fn name(&self) -> String {
+        let system = match self.system {
+            System::Minimal => "minimal",
+            System::Debian(suite) => suite.name(),
+        };
+        format!("{}-{}-{system}", self.kernel.series, self.fs.name())
+    }
+}
 
 /// A machine.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    kernel: &'static Kernel,
+    on: Setup,
     name: String,
-    directory: TempDir,
+    /// Where the disks lie.
+    _directory: TempDir,
+    /// The root disk, the disk with the script, and any others.
+    disks: Vec<PathBuf>,
     boots: usize,
 }
-
-/// What tells `early` that a root is one of ours.
-pub(crate) const COUNTERPART: &str = ephemeral_overlay::layout::COUNTERPART;
 
 /// How a machine is booted. The default is an ordinary boot with a writable root.
 #[derive(Debug, Clone, Copy)]
@@ -37,27 +79,43 @@ pub(crate) struct Boot<'a> {
     /// Words for the kernel's command line.
     pub cmdline: &'a str,
     /// The initramfs.
-    pub flavour: Flavour,
+    pub initramfs: Initramfs,
     /// The processor has a random number generator.
     pub entropy: bool,
+    /// What goes wrong with the root disk.
+    pub faults: &'a [Fault],
 }
 
 impl Default for Boot<'_> {
     fn default() -> Self {
-        Self { cmdline: "rw", flavour: Flavour::Whole, entropy: true }
+        Self { cmdline: "rw", initramfs: Initramfs::default(), entropy: true, faults: &[] }
     }
 }
 
 impl Machine {
-    /// A machine with a small system on its disk, and `files` (path, contents) in it.
+    /// A machine with a system on its disk, and `files` (path, contents) in it.
     #[track_caller]
-    pub(crate) fn new(kernel: &'static Kernel, name: &str, files: &[(&str, &str)]) -> Self {
+    pub(crate) fn new(on: Setup, name: &str, files: &[(&str, &str)]) -> Self {
         let directory = tempfile::Builder::new().prefix("eo-qemu-").tempdir().expect("mkdtemp");
-        let root = directory.path().join("root");
-        install(&root, files).unwrap_or_else(|error| panic!("the root: {error:#}"));
-        Disk::create(&directory.path().join("disk"), &root).unwrap_or_else(|error| panic!("the disk: {error:#}"));
-        fs::remove_dir_all(root).expect("the root is not needed any more");
-        Self { kernel, name: format!("{}-{name}", kernel.series), directory, boots: 0 }
+        let disks = ["disk", "script"].map(|name| directory.path().join(name)).to_vec();
+        root::create(&disks[0], on, files).unwrap_or_else(|error| panic!("the root disk: {error:#}"));
+        Self { on, name: format!("{}-{name}", on.name()), _directory: directory, disks, boots: 0 }
+    }
+
+    /// Gives it one more disk (the first is `/dev/vdc`) of `megabytes`, which `fill` puts something on.
+    #[track_caller]
+    pub(crate) fn add_disk(&mut self, fs: Fs, megabytes: u64, fill: impl FnOnce(&Path) -> Result<()>) {
+        let path = self.disks[0].with_file_name(format!("disk{}", self.disks.len()));
+        let empty = tempfile::Builder::new().prefix("eo-empty-").tempdir().expect("mkdtemp");
+        let made = Disk::create(&path, fs, megabytes, empty.path()).and_then(|()| Disk::edit(&path, fill));
+        made.unwrap_or_else(|error| panic!("another disk: {error:#}"));
+        self.disks.push(path);
+    }
+
+    /// Changes its disk while it is off.
+    #[track_caller]
+    pub(crate) fn edit(&self, change: impl FnOnce(&Path) -> Result<()>) {
+        Disk::edit(&self.disks[0], change).unwrap_or_else(|error| panic!("{error:#}"));
     }
 
     /// Boots, follows `script` to its end, and expects a good verdict.
@@ -85,92 +143,58 @@ impl Machine {
         console
     }
 
-    /// The disk, from outside.
+    /// The root disk, from outside.
+    #[track_caller]
     pub(crate) fn disk(&self) -> Disk {
-        Disk::of(&self.image()).unwrap_or_else(|error| panic!("{error:#}"))
+        Disk::of(&self.disks[0], self.on.fs).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
-    /// The disk's image.
-    pub(crate) fn image(&self) -> PathBuf {
-        self.directory.path().join("disk")
+    /// The disk that was added first, from outside.
+    #[track_caller]
+    pub(crate) fn other_disk(&self, fs: Fs) -> Disk {
+        Disk::of(&self.disks[2], fs).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// The sectors of the root disk that have exactly these bytes.
+    pub(crate) fn sectors_with(&self, bytes: &[u8]) -> Vec<u64> {
+        let image = fs::read(&self.disks[0]).expect("the image");
+        (0..).zip(image.chunks(512)).filter(|(_, sector)| *sector == bytes).map(|(number, _)| number).collect()
+    }
+
+    /// Another machine with the disks as they are now.
+    #[track_caller]
+    pub(crate) fn copy(&self, name: &str) -> Self {
+        let directory = tempfile::Builder::new().prefix("eo-qemu-").tempdir().expect("mkdtemp");
+        let copy = |path: &PathBuf| {
+            let to = directory.path().join(path.file_name().expect("a name"));
+            crate::tools::run("cp", &["--sparse=always".as_ref(), path.as_os_str(), to.as_os_str()]).map(|_| to)
+        };
+        let disks = self.disks.iter().map(copy).collect::<Result<_>>().unwrap_or_else(|error| panic!("{error:#}"));
+        Self { on: self.on, name: format!("{}-{name}", self.on.name()), _directory: directory, disks, boots: 0 }
     }
 
     fn run(&mut self, boot: Boot<'_>, script: &str, kill_at: Option<&str>) -> Result<Console> {
         self.boots += 1;
-        let initramfs = initramfs_of(self.kernel, boot.flavour)?;
-        let path = self.directory.path().join("script");
+        let initramfs = boot.initramfs.get(self.on.kernel, self.on.fs)?;
         let mut bytes = script.as_bytes().to_vec();
         // At least one NUL, and whole sectors.
         bytes.resize((bytes.len() + 1).next_multiple_of(512), 0);
-        fs::write(&path, bytes).context("write the script")?;
+        fs::write(&self.disks[1], bytes).context("write the script")?;
         let logs = kept("console");
         fs::create_dir_all(&logs).with_context(|| format!("mkdir {}", logs.display()))?;
         let log = logs.join(format!("{}-{}.log", self.name, self.boots));
+        let (memory, _, limit) = self.on.measures();
         let vm = Vm {
-            kernel: self.kernel,
+            kernel: self.on.kernel,
             initramfs: &initramfs,
-            disk: &self.image(),
-            script: &path,
-            cmdline: boot.cmdline,
+            disks: &self.disks,
+            faults: boot.faults,
+            cmdline: &format!("rootfstype={} {}", self.on.fs.name(), boot.cmdline),
+            memory,
             entropy: boot.entropy,
             kill_at,
+            limit,
         };
         vm.run(&log).with_context(|| format!("boot {}", self.boots))
     }
-}
-
-/// The initramfs for a kernel, assembled once in each run.
-fn initramfs_of(kernel: &Kernel, flavour: Flavour) -> Result<PathBuf> {
-    static BUILT: Mutex<Option<HashMap<(&'static str, Flavour), PathBuf>>> = Mutex::new(None);
-    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
-    let built = built.get_or_insert_default();
-    if let Some(path) = built.get(&(kernel.series, flavour)) {
-        return Ok(path.clone());
-    }
-    let archive = initramfs::build(kernel, flavour).context("assembling the initramfs")?;
-    let path = kept(&format!("initramfs-{}-{flavour:?}.cpio", kernel.series));
-    // By a rename: another run may be booting from the old one.
-    let mut file = tempfile::NamedTempFile::new_in(kept("")).context("mkstemp")?;
-    file.write_all(&archive).context("write an initramfs")?;
-    file.persist(&path).with_context(|| format!("rename to {}", path.display()))?;
-    built.insert((kernel.series, flavour), path.clone());
-    Ok(path)
-}
-
-/// Puts a system together: our programs, busybox, and the directories that every system has.
-fn install(root: &Path, files: &[(&str, &str)]) -> Result<()> {
-    for directory in
-        ["dev", "etc", "persist", "proc", "run", "sys", "tmp", "usr/bin", "var/cache", "var/log", "var/tmp"]
-    {
-        fs::create_dir_all(root.join(directory)).with_context(|| format!("mkdir {directory}"))?;
-    }
-    for directory in ["tmp", "var/tmp"] {
-        fs::set_permissions(root.join(directory), fs::Permissions::from_mode(0o1777))?;
-    }
-    for link in ["bin", "sbin"] {
-        symlink("usr/bin", root.join(link)).with_context(|| format!("symlink {link}"))?;
-    }
-    let binaries = Binaries::get()?;
-    let busybox = which("busybox").context("busybox is not installed")?;
-    for (source, name) in
-        [(binaries.path("qemu-guest"), "init"), (binaries.path("syncd"), "syncd"), (busybox, "busybox")]
-    {
-        fs::copy(&source, root.join("usr/bin").join(name)).with_context(|| format!("copy {}", source.display()))?;
-    }
-    symlink("busybox", root.join("usr/bin/sh")).context("symlink sh")?;
-    // Another init, and so another file.
-    fs::copy(binaries.path("qemu-guest"), root.join("usr/bin/not-init")).context("copy not-init")?;
-    // What tells `early` that this root has a syncd that reads its checkpoints.
-    let format = format!("format = {}\n", ephemeral_overlay::CHECKPOINT_FORMAT);
-    let counterpart = (COUNTERPART, format.as_str());
-    // An empty one takes what is there by default away.
-    for (path, contents) in [counterpart].iter().chain(files) {
-        let path = root.join(path.trim_start_matches('/'));
-        fs::create_dir_all(path.parent().context("a parent")?)?;
-        fs::write(&path, contents).with_context(|| format!("write {}", path.display()))?;
-        if contents.starts_with("#!") {
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-        }
-    }
-    Ok(())
 }

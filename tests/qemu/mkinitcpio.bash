@@ -65,17 +65,22 @@ add_runscript() {
 }
 
 if [[ $flavour == systemd ]]; then
+    # With the programs that it runs and the units that it requires, as the real one.
     add_systemd_unit() {
-        local unit directory
+        local unit file directory key value
         for unit; do
+            file=
             for directory in /etc /usr/lib; do
-                if find_source "$directory/systemd/system/$unit" >/dev/null; then
-                    add_file "$directory/systemd/system/$unit"
-                    continue 2
-                fi
+                [[ -n $file ]] || file=$(find_source "$directory/systemd/system/$unit")
             done
-            error "unit not found: '$unit'"
-            return 1
+            [[ -n $file ]] || { error "unit not found: '$unit'"; return 1; }
+            add_file "$file" || return 1
+            while IFS='=' read -r key value; do
+                case $key in
+                    Requires) add_systemd_unit $value ;;
+                    Exec*) [[ $value == -* ]] || add_binary "$(set -- $value; printf '%s' "${1#[@!:+]}")" ;;
+                esac || return 1
+            done <"$file"
         done
     }
 fi

@@ -6,6 +6,7 @@ mod disk;
 mod edits;
 mod machine;
 mod namespace;
+mod package;
 mod packages;
 mod say;
 mod shell;
@@ -27,16 +28,22 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Show the whole way of the data on a copy of this machine's /etc and /var/log, with a power cut in between
-    Try,
+    Try {
+        /// With real boots of a Debian system in a virtual machine, which takes minutes
+        #[arg(long)]
+        vm: bool,
+    },
     /// Run all tests; none that can run here is skipped
     Test {
-        /// Boot virtual machines, too, which takes minutes
+        /// Boot every case on every kernel and file system, which takes hours
         #[arg(long)]
-        boot: bool,
+        full: bool,
         /// Arguments for `cargo test`
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Build everything and put it where it belongs, below target/package
+    Package,
     /// Measure
     Bench {
         /// What to measure
@@ -46,15 +53,20 @@ enum Task {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Bench {
-    /// The time that `early` takes to mount everything, against a shell script
+    /// The time that `early` takes to mount everything, against a shell script, and with checkpoints to be merged
     Early,
+    /// What the hook adds to a boot, in a virtual machine
+    Boot,
 }
 
 fn main() -> ExitCode {
     let done = match Args::parse().task {
-        Task::Try => try_it::run().map(|()| ExitCode::SUCCESS),
-        Task::Test { boot, args } => test::run(boot, &args),
+        Task::Try { vm: false } => try_it::run().map(|()| ExitCode::SUCCESS),
+        Task::Try { vm: true } => test::one_boot("the_main_job_from_a_systemd_initramfs", &[("NARRATE", "1")]),
+        Task::Test { full, args } => test::run(full, &args),
+        Task::Package => package::run().map(|()| ExitCode::SUCCESS),
         Task::Bench { what: Bench::Early } => bench::run().map(|()| ExitCode::SUCCESS),
+        Task::Bench { what: Bench::Boot } => test::one_boot("what_the_hook_costs", &[("BOOTS", "cost")]),
     };
     done.unwrap_or_else(|error| {
         say::error(&format!("{error:#}"));

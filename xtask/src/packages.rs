@@ -38,10 +38,12 @@ pub(crate) const TEST: [Tool; 4] = [
 ];
 
 /// What a virtual machine takes, beside that. Its kernels come from Debian's packages.
-pub(crate) const BOOT: [Tool; 6] = [
+pub(crate) const BOOT: [Tool; 8] = [
     tool("qemu-system-x86_64", "qemu-system-x86", "qemu-system-x86"),
     tool("busybox", "busybox-static", "busybox"),
+    tool("debootstrap", "debootstrap", "debootstrap"),
     tool("depmod", "kmod", "kmod"),
+    tool("dmsetup", "dmsetup", "device-mapper"),
     tool("lz4", "lz4", "lz4"),
     tool("xz", "xz-utils", "xz"),
     tool("zstd", "zstd", "zstd"),
@@ -59,6 +61,11 @@ pub(crate) fn path() -> OsString {
     env::join_paths(all).unwrap_or(own)
 }
 
+/// Whether this is Debian, or of its kind.
+pub(crate) fn has_apt() -> bool {
+    exists("apt-get")
+}
+
 fn exists(program: &str) -> bool {
     env::split_paths(&path()).any(|directory| directory.join(program).is_file())
 }
@@ -70,7 +77,7 @@ pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {
         return Ok(());
     }
     let programs = missing.iter().map(|tool| tool.program).collect::<Vec<_>>().join(", ");
-    let commands: Vec<Vec<&str>> = if exists("apt-get") {
+    let commands: Vec<Vec<&str>> = if has_apt() {
         let install = ["apt-get", "install", "--yes", "--no-install-recommends"];
         vec![vec!["apt-get", "update"], install.into_iter().chain(missing.iter().map(|tool| tool.apt)).collect()]
     } else if exists("pacman") {
@@ -84,11 +91,27 @@ pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {
         bail!("missing: {programs}; as root: {commands}");
     }
     say(&format!("installing what is missing: {programs}"));
-    commands.iter().try_for_each(|words| install(words))?;
+    for words in &commands {
+        install(words).or_else(|error| install_with_qemu(words).unwrap_or(Err(error)))?;
+    }
     match missing.iter().find(|tool| !exists(tool.program)) {
         Some(tool) => bail!("{} is still missing", tool.program),
         None => Ok(()),
     }
+}
+
+/// The same with `qemu-utils` of the version that QEMU itself comes in. A newer one, from backports say, breaks it, and
+/// apt does not go back to an older one by itself. `None` where that is not the matter.
+fn install_with_qemu(words: &[&str]) -> Option<Result<()>> {
+    if !words.contains(&"qemu-system-x86") || !exists("qemu-img") {
+        return None;
+    }
+    let output = Command::new("apt-cache").args(["policy", "qemu-system-x86"]).env("PATH", path()).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let version = text.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    let utils = format!("qemu-utils={version}");
+    say(&format!("{utils} is installed in the place of the one that is there, which does not go with QEMU"));
+    Some(install(&[words, &["--allow-downgrades", &utils]].concat()))
 }
 
 fn install(words: &[&str]) -> Result<()> {

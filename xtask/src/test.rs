@@ -2,20 +2,44 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
+use crate::say::say;
 use crate::{build, packages};
 
-/// Runs `cargo test`; a tier that could not run is a failure, not a note.
-pub(crate) fn run(boot: bool, args: &[String]) -> Result<ExitCode> {
+/// Runs all tests; a tier that could not run is a failure, not a note.
+pub(crate) fn run(full: bool, args: &[String]) -> Result<ExitCode> {
     packages::ensure(&packages::TEST)?;
-    if boot {
+    let boots = can_boot();
+    if boots {
         packages::ensure(&packages::BOOT)?;
+    } else {
+        say("the virtual machines are left out: their kernels and systems are Debian's, for x86_64");
     }
+    let tiers = if boots { "namespace,qemu" } else { "namespace" };
+    let boots = if full { "full" } else { "some" };
+    cargo_test(&[&["--workspace".to_owned()], args].concat(), &[("REQUIRE_TIERS", tiers), ("BOOTS", boots)])
+}
+
+/// Runs one test of the boots, with what it says.
+pub(crate) fn one_boot(name: &str, variables: &[(&str, &str)]) -> Result<ExitCode> {
+    if !can_boot() {
+        bail!("the virtual machines' kernels and systems are Debian's, for x86_64");
+    }
+    packages::ensure(&[&packages::TEST[..], &packages::BOOT].concat())?;
+    let args = ["--test", "qemu", "--", "--nocapture", name].map(str::to_owned);
+    cargo_test(&args, &[variables, &[("REQUIRE_TIERS", "qemu")]].concat())
+}
+
+fn can_boot() -> bool {
+    packages::has_apt() && cfg!(target_arch = "x86_64")
+}
+
+fn cargo_test(args: &[String], variables: &[(&str, &str)]) -> Result<ExitCode> {
     let status = build::cargo()
-        .args(["test", "--workspace", "--locked"])
+        .args(["test", "--locked"])
         .args(args)
-        .env("REQUIRE_TIERS", if boot { "namespace,qemu" } else { "namespace" })
+        .envs(variables.iter().copied())
         .env("PATH", packages::path())
         .status()
         .context("running cargo test")?;

@@ -48,7 +48,19 @@ pub(crate) fn run(system: &System, targets: &[PathBuf], dry_run: bool, json: boo
         }
         reports.push(report);
     }
+    let written = reports.iter().any(|report| report.sequence.is_some());
+    if written && reports.iter().all(|report| report.status != Outcome::Failed.status()) {
+        renew_reserve(system, &store);
+    }
     finish(reports, json)
+}
+
+/// Keeps room for the last checkpoint of a shutdown. Only after a checkpoint that had its own room, and wrote.
+fn renew_reserve(system: &System, store: &Store) {
+    if let Err(error) = store.renew_reserve(&system.layout.ram()) {
+        // The checkpoint is durable, and that is what was asked for.
+        tracing::debug!("there is no reserve, or a small one: {:#}", anyhow::Error::from(error));
+    }
 }
 
 /// Takes a checkpoint of one target. A change of nothing but `own_log` is no reason to write.
@@ -65,6 +77,24 @@ pub(crate) fn one(
     let (upper, lower) = system.upper_and_lower(target)?;
     let options = CheckpointOptions { dry_run, compression: system.config.checkpoint.compression, own_log };
     take(&store.target(target), &upper, &lower, &options)
+}
+
+/// Takes the last checkpoint of a target: nothing else will ever have what is in RAM. On a full disk it is given the
+/// reserve.
+pub(crate) fn last(system: &System, store: &Store, target: &Path) -> syncd::Result<()> {
+    // Our own log counts as everything else does.
+    let take = || one(system, store, target, false, None);
+    let stats = match take() {
+        Err(error) if error.is_full_disk() && store.give_up_reserve()? => {
+            tracing::warn!("{}: the disk is full, the last checkpoint is given the reserve", target.display());
+            take()
+        }
+        other => other,
+    }?;
+    if !stats.is_exact() || stats.healed.is_some() {
+        report(target, &stats, false, false).say();
+    }
+    Ok(())
 }
 
 /// Notes in the store that this boot came as far as here, and which targets are used from disk although checkpoints are

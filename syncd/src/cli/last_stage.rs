@@ -22,22 +22,30 @@ pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::R
         drop_mounts(system);
         return finish(Vec::new(), json);
     }
-    // systemd-shutdown left them read-only. The root's own mount comes first, for its own flag.
+    // systemd-shutdown left them read-only. One that cannot be written to must not keep the others from being saved.
     let root = system.layout.root().to_path_buf();
     let binds = targets.iter().map(|target| system.layout.lower(target)).chain([system.layout.store_bind()]);
-    let writable = Writable::make([root].into_iter().chain(binds))?;
+    let make = |path| Writable::make([path]).inspect_err(|error| tracing::warn!("{error:#}")).ok();
+    let writable: Vec<_> = [root].into_iter().chain(binds).filter_map(make).collect();
     // The bind is writable with its superblock; the root's own mount keeps a read-only flag beside it. A store that was
     // made after the boot has no bind, and then the root was remounted as a whole.
     let bind = system.layout.store_bind();
     let store = Store::open(&if bind.join("targets").is_dir() { bind } else { system.store_path()? })?;
+    // All is saved before anything is merged: a merge may take the room that the last checkpoint of another target needs.
+    for target in &targets {
+        if let Err(error) = checkpoint::last(system, &store, target) {
+            // It is tried again below, and said there.
+            tracing::debug!("{}: {:#}", target.display(), anyhow::Error::from(error));
+        }
+    }
     let mut reports = Vec::new();
     for target in &targets {
         let report = match merge::one(system, &store, target, false, false, progress) {
             Ok(Some(report)) => report,
             Ok(None) => continue,
             // A survivor: what it writes from now on is lost, what it wrote is not.
-            Err(Error::Alive { why, .. }) => match checkpoint::one(system, &store, target, false, None) {
-                Ok(_) => TargetReport::new(target, Outcome::Partial, format!("left pending for the next boot: {why}")),
+            Err(Error::Alive { why, .. }) => match checkpoint::last(system, &store, target) {
+                Ok(()) => TargetReport::new(target, Outcome::Partial, format!("left pending for the next boot: {why}")),
                 Err(error) => failed(target, error),
             },
             Err(error) => failed(target, error),
@@ -46,8 +54,9 @@ pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::R
         reports.push(report);
     }
     drop(store);
-    writable.undo()?;
-    if reports.iter().all(|report| report.status == 0) {
+    writable.into_iter().rev().try_for_each(Writable::undo)?;
+    // What could be neither merged nor saved is nowhere but in RAM.
+    if reports.iter().all(|report| report.status != Outcome::Failed.status()) {
         drop_mounts(system);
     }
     finish(reports, json)
@@ -57,7 +66,7 @@ fn failed(target: &Path, error: Error) -> TargetReport {
     TargetReport::new(target, Outcome::Failed, format!("{:#}; its checkpoints stay", anyhow::Error::from(error)))
 }
 
-/// Takes our mounts away, so that what they are on (LUKS, LVM, md) can be stopped. Only when all is merged.
+/// Takes our mounts away, so that what they are on (LUKS, LVM, md) can be stopped.
 fn drop_mounts(system: &System) {
     let Ok(text) = std::fs::read("/proc/self/mountinfo") else { return };
     for mount in mountinfo::parse(&text).iter().rev() {

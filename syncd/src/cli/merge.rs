@@ -101,11 +101,7 @@ pub(crate) fn one(
     let seen = Tree::new(system.layout.open_dir(target)?, &system.layout.below_root(target));
     death::prove(&system.layout, target, state, &seen)?;
     if state.is_some() {
-        // The last one: our own log counts as everything else does.
-        let stats = checkpoint::one(system, store, target, false, None)?;
-        if !stats.is_exact() || stats.healed.is_some() {
-            checkpoint::report(target, &stats, false, false).say();
-        }
+        checkpoint::last(system, store, target)?;
     }
     let ran_from_disk = part.booted_from_disk() || (system.live && state.is_none() && !unused);
     let winner = if ran_from_disk { Winner::Disk } else { Winner::Ram };

@@ -1,8 +1,8 @@
 //! Power cuts while the disk is being written to: at any moment of a merge, at boot and at shutdown.
 
-use super::{CHANGE, CHECKPOINT, Case, FILES, Kernel, LOOK, expect_disk, expect_pending, expect_view, machine};
+use super::{CHANGE, CHECKPOINT, Case, FILES, LOOK, expect_disk, expect_pending, expect_view, machine};
 use crate::console::Console;
-use crate::machine::{Boot, Machine};
+use crate::machine::{Boot, Machine, Setup};
 
 pub(crate) const CASES: &[(&str, Case)] =
     &[("a_merge_cut_again_and_again_ends_whole", cut_merge), ("a_cut_last_stage_is_finished_at_boot", cut_last_stage)];
@@ -20,8 +20,8 @@ fn counted(console: &Console) -> Vec<&str> {
 
 /// The same chain is merged by boots that are cut later and later. Every cut leaves a sound file system with the
 /// chain in it, the boot after the last one shows exactly the checkpoint, and then nothing is pending.
-fn cut_merge(kernel: &'static Kernel) {
-    let mut machine = machine(kernel, "cut_merge");
+fn cut_merge(on: Setup) {
+    let mut machine = machine(on, "cut_merge");
     let console = machine.boot_and_cut(Boot::default(), &format!("{CHANGE}\n{MANY}\n{CHECKPOINT}\n{COUNT}"));
     let expected = counted(&console).join("\n");
     console.expect(expected.starts_with("500\n"), "not what was to be written");
@@ -52,14 +52,14 @@ fn cut_merge(kernel: &'static Kernel) {
 }
 
 /// The last checkpoint and its merge are cut: the next boot shows the checkpoint before, or everything.
-fn cut_last_stage(kernel: &'static Kernel) {
+fn cut_last_stage(on: Setup) {
     let mut cuts = 0;
     for after in [0.02, 0.2, 0.8, 2.0] {
         let last =
             format!("#!/bin/sh\n(busybox sleep {after}; echo b >/proc/sysrq-trigger) &\n/usr/bin/syncd last-stage\n");
         let program = ("/usr/lib/systemd/system-shutdown/ephemeral-overlay", last.as_str());
         let files: Vec<_> = FILES.into_iter().chain([program]).collect();
-        let mut machine = Machine::new(kernel, &format!("cut_last_stage-{after}"), &files);
+        let mut machine = Machine::new(on, &format!("cut_last_stage-{after}"), &files);
         let script = format!("{CHANGE}\n{CHECKPOINT}\nwrite /etc/late later\n{MANY}\nshutdown");
         let console = machine.try_boot(Boot::default(), &script);
         console.expect(console.trouble().is_none(), "the kernel complained");

@@ -1,13 +1,13 @@
 //! The failures boot too: a harness that cannot fail proves nothing.
 
-use super::{Case, Kernel, machine};
-use crate::machine::Boot;
+use super::{Case, machine};
+use crate::machine::{Boot, Setup};
 
 pub(crate) const CASES: &[(&str, Case)] = &[("a_failing_init_is_a_failure", failing_init)];
 
 /// An init that cannot do what its script says, and one that ends: both are told from a good boot.
-fn failing_init(kernel: &'static Kernel) {
-    let mut machine = machine(kernel, "failing_init");
+fn failing_init(on: Setup) {
+    let mut machine = machine(on, "failing_init");
     for (script, part) in [("remove /nothing", "failed: `remove /nothing`"), ("panic", "Kernel panic")] {
         let console = machine.try_boot(Boot::default(), script);
         let complaint = console.complaint().unwrap_or_default();

@@ -1,10 +1,10 @@
 //! Boots, power cuts and clean shutdowns of a healthy machine.
 
 use super::{
-    CHANGE, CHECKPOINT, Case, Kernel, LOOK, expect_disk, expect_overlays, expect_pending, expect_view, machine,
+    CHANGE, CHECKPOINT, Case, LAST_STAGE, LOOK, expect_disk, expect_overlays, expect_pending, expect_view, machine,
     machine_with_checkpoint,
 };
-use crate::machine::{Boot, Machine};
+use crate::machine::{Boot, Machine, Setup};
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("a_fresh_boot_mounts_everything", fresh_boot),
@@ -12,17 +12,14 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("without_a_checkpoint_a_power_cut_loses_it", cut_without_checkpoint),
     ("a_poweroff_without_the_last_stage_leaves_the_checkpoint", poweroff_without_last_stage),
     ("the_last_stage_leaves_nothing_pending", last_stage),
+    ("the_device_below_the_root_is_closed", device_closed),
     ("a_read_only_root_shows_the_checkpoint", read_only_root),
     ("a_kernel_without_random_numbers_boots", no_entropy),
 ];
 
-/// What runs last in a shutdown.
-const LAST_STAGE: (&str, &str) =
-    ("/usr/lib/systemd/system-shutdown/ephemeral-overlay", include_str!("../../../systemd/system-shutdown.sh"));
-
 /// The overlays and the tmpfs folders are there before the root's init does anything; the disk keeps its contents.
-fn fresh_boot(kernel: &'static Kernel) {
-    let mut machine = machine(kernel, "fresh_boot");
+fn fresh_boot(on: Setup) {
+    let mut machine = machine(on, "fresh_boot");
     let console = machine.boot(Boot::default(), &format!("{LOOK}\nrun syncd status\nshutdown"));
     expect_overlays(&console);
     for path in ["/tmp", "/var/tmp", "/var/cache"] {
@@ -36,8 +33,8 @@ fn fresh_boot(kernel: &'static Kernel) {
 }
 
 /// Cut: the disk is the old one. Next boot: exactly the checkpoint, on disk too, and nothing is pending.
-fn checkpoint_and_cut(kernel: &'static Kernel) {
-    let mut machine = machine(kernel, "checkpoint_and_cut");
+fn checkpoint_and_cut(on: Setup) {
+    let mut machine = machine(on, "checkpoint_and_cut");
     let script = format!("{CHANGE}\n{CHECKPOINT}\nwrite /etc/kept later\nwrite /etc/late later");
     let console = machine.boot_and_cut(Boot::default(), &script);
     console.expect(console.exits() == ["0"], "the checkpoint failed");
@@ -55,8 +52,8 @@ fn checkpoint_and_cut(kernel: &'static Kernel) {
 }
 
 /// Cut: the disk and the next boot are the old ones.
-fn cut_without_checkpoint(kernel: &'static Kernel) {
-    let mut machine = machine(kernel, "cut_without_checkpoint");
+fn cut_without_checkpoint(on: Setup) {
+    let mut machine = machine(on, "cut_without_checkpoint");
     machine.boot_and_cut(Boot::default(), &format!("{CHANGE}\nsync"));
     let console = machine.boot(Boot::default(), LOOK);
     expect_overlays(&console);
@@ -65,8 +62,8 @@ fn cut_without_checkpoint(kernel: &'static Kernel) {
 }
 
 /// Nothing runs at the end: the disk is the old one, the checkpoint is pending, the next boot shows and merges it.
-fn poweroff_without_last_stage(kernel: &'static Kernel) {
-    let mut machine = machine(kernel, "poweroff_without_last_stage");
+fn poweroff_without_last_stage(on: Setup) {
+    let mut machine = machine(on, "poweroff_without_last_stage");
     let console = machine.boot(Boot::default(), &format!("{CHANGE}\n{CHECKPOINT}\nwrite /etc/late later\nshutdown"));
     console.expect(!console.says("BUSY"), "something could not be unmounted");
     let disk = machine.disk();
@@ -79,9 +76,9 @@ fn poweroff_without_last_stage(kernel: &'static Kernel) {
 }
 
 /// What was written last, without any checkpoint, is on disk; nothing is pending; a boot without us shows the same.
-fn last_stage(kernel: &'static Kernel) {
+fn last_stage(on: Setup) {
     let files: Vec<_> = super::FILES.into_iter().chain([LAST_STAGE]).collect();
-    let mut machine = Machine::new(kernel, "last_stage", &files);
+    let mut machine = Machine::new(on, "last_stage", &files);
     let script = format!("write /etc/kept earlier\n{CHECKPOINT}\nspawn busybox sleep 1000\n{CHANGE}\nshutdown");
     let console = machine.boot(Boot::default(), &script);
     console
@@ -94,9 +91,23 @@ fn last_stage(kernel: &'static Kernel) {
     expect_view(&console, true);
 }
 
+/// The root is on a device-mapper device, as with LUKS and LVM: after the last stage nothing holds it, and it can be
+/// closed. Everything is on the disk.
+fn device_closed(on: Setup) {
+    let files: Vec<_> = super::FILES.into_iter().chain([LAST_STAGE]).collect();
+    let mut machine = Machine::new(on, "device_closed", &files);
+    let boot = Boot { cmdline: "rw test.dm", ..Boot::default() };
+    let console = machine.boot(boot, &format!("mounts\n{CHANGE}\nshutdown"));
+    expect_overlays(&console);
+    console.expect(console.says("shutdown: the root's device is closed"), "something holds the root's device");
+    let disk = machine.disk();
+    expect_disk(&disk, true);
+    expect_pending(&disk, 0);
+}
+
 /// The boot shows exactly the checkpoint, whether or not the root may be written to while it merges.
-fn read_only_root(kernel: &'static Kernel) {
-    let mut machine = machine_with_checkpoint(kernel, "read_only_root");
+fn read_only_root(on: Setup) {
+    let mut machine = machine_with_checkpoint(on, "read_only_root");
     let console = machine.boot(Boot { cmdline: "ro", ..Boot::default() }, &format!("{LOOK}\nshutdown"));
     expect_overlays(&console);
     expect_view(&console, true);
@@ -109,8 +120,8 @@ fn read_only_root(kernel: &'static Kernel) {
 }
 
 /// The kernel's random numbers come late, or never: that is no reason to wait.
-fn no_entropy(kernel: &'static Kernel) {
-    let mut machine = machine(kernel, "no_entropy");
+fn no_entropy(on: Setup) {
+    let mut machine = machine(on, "no_entropy");
     let boot = Boot { entropy: false, ..Boot::default() };
     let console = machine.boot(boot, &format!("{CHANGE}\n{LOOK}\n{CHECKPOINT}\nshutdown"));
     expect_overlays(&console);

@@ -2,12 +2,18 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ephemeral_overlay::attributes::Handle;
+use rustix::io::Errno;
+use test_support::model::Model;
+use test_support::snapshot;
 
-use crate::{say, shutdown};
+use crate::say;
 
 /// Where programs are.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";
@@ -22,6 +28,12 @@ pub(crate) fn execute(line: &str) -> Result<()> {
         "remove" => Ok(fs::remove_file(rest)?),
         "cat" => cat(rest),
         "list" => list(rest),
+        "model" => model(rest),
+        "snapshot" => {
+            let snapshot = snapshot::take(Path::new(rest));
+            snapshot::lines(&snapshot).iter().for_each(|line| say(&format!("TREE {rest}: {line}")));
+            Ok(())
+        }
         "mounts" => mounts(),
         "run" => run(&mut program(rest)?),
         "sh" => run(Command::new("/bin/sh").args(["-c", rest])),
@@ -35,7 +47,6 @@ pub(crate) fn execute(line: &str) -> Result<()> {
             Ok(())
         }
         "hold" => hold(rest),
-        "shutdown" => shutdown::shutdown(),
         "panic" => std::process::exit(1),
         _ => bail!("no such command"),
     }
@@ -72,6 +83,21 @@ fn list(path: &str) -> Result<()> {
     }
     names.sort();
     say(&format!("LIST {path}: {}", names.join(" ")));
+    Ok(())
+}
+
+/// `model PATH SEED STEPS`: random changes in a tree; without steps it is filled first.
+fn model(rest: &str) -> Result<()> {
+    let words: Vec<&str> = rest.split_whitespace().collect();
+    let [path, seed, steps] = words[..] else { bail!("a path, a seed and a number of steps") };
+    let mut model = Model::new(Path::new(path), seed.parse()?);
+    let probe = Handle::child(fs::File::open("/")?.as_fd(), "run".as_ref()).write(b"user.probe", b"");
+    model.user_attributes = probe != Err(Errno::NOTSUP);
+    model.mounted = crate::is_mount_point(path);
+    match steps.parse()? {
+        0 => model.populate(),
+        steps => (0..steps).for_each(|_| model.step()),
+    }
     Ok(())
 }
 

@@ -1,34 +1,62 @@
 //! The end of a clean shutdown, in the order of systemd-shutdown(8): every process is killed, everything that can be
-//! is unmounted (but nothing below `/run/initramfs`), the root becomes read-only, and then the programs in
-//! `/usr/lib/systemd/system-shutdown` run.
+//! is unmounted (but nothing below `/run/initramfs`), what is left becomes read-only, each mount for itself, and then
+//! the programs in `/usr/lib/systemd/system-shutdown` run. Where there is a `/run/initramfs/shutdown`, it has the last
+//! word, with the old root on `/oldroot`.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ephemeral_overlay::mountinfo;
-use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_move, mount_remount, unmount};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, pivot_root, wait};
 
 use crate::say;
 
+/// What the initramfs left of itself.
+const INITRAMFS: &str = "/run/initramfs";
 /// What systemd-shutdown runs last.
 const PROGRAMS: &str = "/usr/lib/systemd/system-shutdown";
+
+/// Has systemd end this boot: `reboot`, `soft-reboot`.
+pub(crate) fn ask_systemd(how: &str) -> Result<()> {
+    let status = Command::new("/usr/bin/systemctl").args(["--no-block", how]).status().context("execve systemctl")?;
+    ensure!(status.success(), "systemctl {how}: {status}");
+    Ok(())
+}
 
 pub(crate) fn shutdown() -> Result<()> {
     kill_all();
     unmount_all()?;
-    let root = Path::new("/");
-    mount_remount(root, MountFlags::RDONLY, c"").context("mount -o remount,ro /")?;
+    for mount in mounts()?.iter().rev().filter(|mount| mount.source.starts_with("/dev/")) {
+        let point = &mount.mount_point;
+        mount_remount(point, MountFlags::RDONLY, c"")
+            .with_context(|| format!("mount -o remount,ro {}", point.display()))?;
+    }
     for program in programs() {
         let status = Command::new(&program).arg("poweroff").env_clear().status();
         let status = status.with_context(|| format!("execve {}", program.display()))?;
         say(&format!("LAST {} {status}", program.display()));
     }
     rustix::fs::sync();
-    Ok(())
+    if Path::new(INITRAMFS).join("shutdown").exists() { back_to_the_initramfs() } else { Ok(()) }
+}
+
+/// Makes the initramfs the root again and becomes its `/shutdown`.
+fn back_to_the_initramfs() -> Result<()> {
+    let new = Path::new(INITRAMFS);
+    mount_bind(new, new).context("mount --bind")?;
+    for name in ["proc", "sys", "dev"] {
+        let from = Path::new("/").join(name);
+        mount_move(&from, new.join(name)).with_context(|| format!("mount --move {}", from.display()))?;
+    }
+    std::env::set_current_dir(new).context("chdir")?;
+    pivot_root(".", "oldroot").context("pivot_root")?;
+    rustix::process::chroot(".").context("chroot")?;
+    Err(Command::new("/shutdown").exec()).context("execve /shutdown")
 }
 
 /// SIGTERM, a moment, SIGKILL: for everything but us and the kernel's threads.
@@ -56,9 +84,12 @@ fn processes() -> Vec<Pid> {
     numbers.filter(|pid| *pid > 1).filter(is_program).filter_map(Pid::from_raw).collect()
 }
 
+fn mounts() -> Result<Vec<mountinfo::Mount>> {
+    Ok(mountinfo::parse(&fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?))
+}
+
 fn unmount_all() -> Result<()> {
-    let mounts = mountinfo::parse(&fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?);
-    for mount in mounts.iter().rev() {
+    for mount in mounts()?.iter().rev() {
         let point = &mount.mount_point;
         let stays = ["/proc", "/sys", "/dev", "/run/initramfs"].iter().any(|kept| point.starts_with(kept));
         if stays || point == Path::new("/") || point == Path::new("/run") {

@@ -23,11 +23,13 @@ const MODES: [u32; 6] = [0o644, 0o600, 0o755, 0o4755, 0o2755, 0o1777];
 
 /// Does random things below one directory.
 #[derive(Debug)]
-pub(crate) struct Model {
+pub struct Model {
     root: PathBuf,
     rng: Rng,
     /// An overlay is mounted on the root.
     pub mounted: bool,
+    /// Attributes in `user.` can be had everywhere. tmpfs has them since 6.6.
+    pub user_attributes: bool,
 }
 
 /// What stands in the tree: directories, regular files, and everything else.
@@ -39,17 +41,19 @@ struct Names {
 }
 
 impl Model {
-    pub(crate) fn new(root: &Path, seed: u64) -> Self {
-        Self { root: root.to_path_buf(), rng: Rng::with_seed(seed), mounted: false }
+    /// Nothing is done yet.
+    #[must_use]
+    pub fn new(root: &Path, seed: u64) -> Self {
+        Self { root: root.to_path_buf(), rng: Rng::with_seed(seed), mounted: false, user_attributes: true }
     }
 
     /// A number below `end`.
-    pub(crate) fn below(&mut self, end: usize) -> usize {
+    pub fn below(&mut self, end: usize) -> usize {
         self.rng.usize(..end)
     }
 
     /// Fills an empty tree.
-    pub(crate) fn populate(&mut self) {
+    pub fn populate(&mut self) {
         for _ in 0..self.rng.usize(10..40) {
             self.create();
         }
@@ -59,7 +63,7 @@ impl Model {
     }
 
     /// Does one random thing.
-    pub(crate) fn step(&mut self) {
+    pub fn step(&mut self) {
         match self.rng.u32(..20) {
             0..=4 => self.create(),
             5..=9 => self.rewrite(),
@@ -215,8 +219,8 @@ impl Model {
         let plain = kind.is_file() || kind.is_dir();
         let value = self.bytes(12);
         let result = match self.rng.u32(..6) {
-            0 if plain => handle.write(b"user.one", &value),
-            1 if plain => handle.remove(b"user.one"),
+            0 if plain && self.user_attributes => handle.write(b"user.one", &value),
+            1 if plain && self.user_attributes => handle.remove(b"user.one"),
             2 => handle.write(b"trusted.two", &value),
             3 if kind.is_file() => {
                 // Version 2, effective: cap_net_bind_service.
@@ -314,7 +318,7 @@ fn acl(permissions: u8) -> Vec<u8> {
 }
 
 /// Sets the time of last modification, a symlink not followed.
-pub(crate) fn set_times(path: &Path, seconds: i64, nanoseconds: i64) {
+pub fn set_times(path: &Path, seconds: i64, nanoseconds: i64) {
     let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
     let times = Timestamps { last_access: time, last_modification: time };
     utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();

@@ -10,14 +10,15 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 /// A shared mapping of the start of a file.
 #[derive(Debug)]
-pub(crate) struct Mapping {
+pub struct Mapping {
     start: NonNull<c_void>,
     length: NonZeroUsize,
 }
 
 impl Mapping {
     /// Maps the first `length` bytes of `file`, which must be at least as long.
-    pub(crate) fn new(file: &File, length: usize) -> Self {
+    #[must_use]
+    pub fn new(file: &File, length: usize) -> Self {
         assert!(file.metadata().unwrap().len() >= length as u64);
         let length = NonZeroUsize::new(length).unwrap();
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -27,7 +28,7 @@ impl Mapping {
     }
 
     /// Writes at the start of the file.
-    pub(crate) fn write(&self, bytes: &[u8]) {
+    pub fn write(&self, bytes: &[u8]) {
         assert!(bytes.len() <= self.length.get());
         // SAFETY: it lies within the mapping, which nothing truncates and to which there is no reference.
         unsafe { self.start.as_ptr().cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }

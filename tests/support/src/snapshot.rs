@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt::Write;
 use std::fs;
+use std::hash::{DefaultHasher, Hasher};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -14,7 +15,7 @@ use ephemeral_overlay::overlay::is_never_data;
 
 /// One object, as a user sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Object {
+pub struct Object {
     kind: &'static str,
     mode: u32,
     owner: (u32, u32),
@@ -27,10 +28,11 @@ pub(crate) struct Object {
 }
 
 /// A tree, by path.
-pub(crate) type Snapshot = BTreeMap<PathBuf, Object>;
+pub type Snapshot = BTreeMap<PathBuf, Object>;
 
 /// Looks at everything at and below `root`; no symlink is followed, no FIFO or device is opened.
-pub(crate) fn take(root: &Path) -> Snapshot {
+#[must_use]
+pub fn take(root: &Path) -> Snapshot {
     let mut snapshot = Snapshot::new();
     let mut first_by_inode: BTreeMap<(u64, u64), PathBuf> = BTreeMap::new();
     let mut pending = vec![PathBuf::new()];
@@ -97,8 +99,24 @@ fn xattrs(path: &Path) -> Xattrs {
     all
 }
 
+/// Everything in it as text, a line for each object: for two machines that cannot see each other's trees.
+#[must_use]
+pub fn lines(snapshot: &Snapshot) -> Vec<String> {
+    let digest = |content: &[u8]| {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(content);
+        hasher.finish()
+    };
+    let line = |(path, object): (&PathBuf, &Object)| {
+        let name = path.as_os_str().as_bytes().escape_ascii();
+        format!("{name} {} digest {:x}", show(Some(object)), digest(&object.content))
+    };
+    snapshot.iter().map(line).collect()
+}
+
 /// What differs, for a message; `None` when nothing does.
-pub(crate) fn difference(expected: &Snapshot, found: &Snapshot) -> Option<String> {
+#[must_use]
+pub fn difference(expected: &Snapshot, found: &Snapshot) -> Option<String> {
     let mut text = String::new();
     for path in expected.keys().chain(found.keys().filter(|path| !expected.contains_key(*path))) {
         let (expected, found) = (expected.get(path), found.get(path));
@@ -130,7 +148,7 @@ fn show(object: Option<&Object>) -> String {
 }
 
 /// Fails with what differs.
-pub(crate) fn assert_same(expected: &Snapshot, found: &Snapshot, what: &str) {
+pub fn assert_same(expected: &Snapshot, found: &Snapshot, what: &str) {
     if let Some(difference) = difference(expected, found) {
         panic!("{what}:\n{difference}");
     }

@@ -1,0 +1,25 @@
+#!/bin/sh
+# Puts everything where it belongs, below $DESTDIR: what a package is made of. Builds nothing.
+#
+#   packaging/install.sh STATIC SYNCD
+#
+# STATIC is the directory with the static early and syncd for the initramfs, SYNCD the syncd of the system.
+set -eu
+static=$1 syncd=$2
+cd "$(dirname "$0")/.."
+root=${DESTDIR:-}
+lib=$root/usr/lib/ephemeral-overlay
+units=$root/usr/lib/systemd/system
+
+put() { install -D -m "$1" "$2" "$3"; }
+
+put 755 "$syncd" "$root/usr/bin/syncd"
+put 755 "$static/early" "$lib/initramfs/early"
+put 755 "$static/syncd" "$lib/initramfs/syncd"
+put 644 packaging/counterpart "$lib/counterpart"
+put 644 mkinitcpio/install/ephemeral-overlay "$root/usr/lib/initcpio/install/ephemeral-overlay"
+put 644 mkinitcpio/hooks/ephemeral-overlay "$root/usr/lib/initcpio/hooks/ephemeral-overlay"
+for unit in systemd/*.service; do
+    put 644 "$unit" "$units/${unit##*/}"
+done
+put 755 systemd/system-shutdown.sh "$root/usr/lib/systemd/system-shutdown/ephemeral-overlay"

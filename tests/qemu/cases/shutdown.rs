@@ -1,0 +1,134 @@
+//! The end of a shutdown under systemd: the last words of everything that writes until it is stopped are on the disk.
+
+use std::process::Command;
+
+use super::Case;
+use crate::console::Console;
+use crate::disk::Disk;
+use crate::machine::{Boot, MACHINE_ID, Machine, Setup};
+use crate::tools;
+
+pub(crate) const CASES: &[(&str, Case)] = &[
+    ("last_words_and_five_clean_journals", last_words),
+    ("a_survivor_is_left_pending_and_merged_at_the_next_boot", survivor),
+    ("a_soft_reboot_keeps_what_is_in_ram", soft_reboot),
+];
+
+/// Writes to a log until it is stopped, and once more then.
+pub(super) const WRITER: &str = "\
+#!/bin/sh
+trap 'echo last words >>/var/log/$1; logger --tag eo-test last words of $1; exit' TERM
+while :; do echo line >>/var/log/$1; sleep 1; done
+";
+/// A service as any other: stopped while the system goes down.
+pub(super) const ORDINARY: (&str, &str) = (
+    "/etc/systemd/system/ordinary.service",
+    "[Service]\nExecStart=/usr/local/bin/writer ordinary\n[Install]\nWantedBy=multi-user.target\n",
+);
+/// One that only the final kill ends.
+pub(super) const LATE: (&str, &str) = (
+    "/etc/systemd/system/late.service",
+    "[Unit]\nDefaultDependencies=no\nRequiresMountsFor=/var/log\n[Service]\nExecStart=/usr/local/bin/writer late\n\
+     KillMode=process\nSendSIGKILL=no\n[Install]\nWantedBy=multi-user.target\n",
+);
+/// One that nothing ends: systemd-shutdown leaves alone what has an `@` there.
+const SURVIVOR: (&str, &str) = (
+    "/etc/systemd/system/survivor.service",
+    "[Unit]\nDefaultDependencies=no\nRequiresMountsFor=/var/log\n[Service]\nExecStart=@/usr/bin/sleep @sleep 100000\n\
+     StandardOutput=append:/var/log/held\n[Install]\nWantedBy=multi-user.target\n",
+);
+/// The journal's own last words.
+const JOURNAL_END: &str = "Journal stopped";
+
+/// Five times: what a service writes when it is stopped, what one writes that only the final kill ends, and the
+/// journal to its end are on the disk after the shutdown; the journal is sound, from outside and for the next boot; and
+/// a plain system keeps no more of it.
+fn last_words(on: Setup) {
+    let files = [("/usr/local/bin/writer", WRITER), ORDINARY, LATE];
+    let mut machine = Machine::new(on, "last_words", &files);
+    for number in 1..=5 {
+        let script = "sh journalctl --boot --no-pager | grep --count 'uncleanly shut down'\nmounts\nshutdown";
+        let console = machine.boot(Boot::default(), script);
+        super::expect_overlays(&console);
+        console.expect(console.says("guest: OUT 0"), "the journal was not closed by the shutdown before");
+        let disk = machine.disk();
+        expect_last_words(&disk, &console, number);
+        assert!(["/etc", "/var/log"].iter().all(|target| disk.checkpoints(target).is_empty()), "something is pending");
+    }
+    let mut plain = Machine::new(on, "last_words-plain", &files);
+    let boot = Boot { cmdline: "rw ephemeral_overlay=nomerge", ..Boot::default() };
+    let console = plain.boot(boot, "mounts\nshutdown");
+    super::expect_nothing_mounted(&console);
+    let (plain, ours) = (journal(&plain.disk()), journal(&machine.disk()));
+    for words in ["last words of ordinary", "last words of late", JOURNAL_END] {
+        let kept = |journal: &str| journal.contains(words);
+        assert!(kept(&ours) || !kept(&plain), "a plain system keeps {words:?}");
+    }
+}
+
+#[track_caller]
+fn expect_last_words(disk: &Disk, console: &Console, number: usize) {
+    for log in ["ordinary", "late"] {
+        let text = disk.file(&format!("/var/log/{log}")).unwrap_or_default();
+        let ends = text.lines().filter(|line| *line == "last words").count();
+        console.expect(
+            text.ends_with("last words") && ends == number,
+            &format!("{log} has lost its last words: {ends} in {number} boots"),
+        );
+    }
+    let names = std::fs::read_dir(disk.at("/var/log/journal").join(MACHINE_ID)).unwrap();
+    let names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    console.expect(!names.iter().any(|name| name.ends_with('~')), &format!("a corrupted journal: {names:?}"));
+    let verified = journalctl(disk, &["--verify"]).output().unwrap();
+    console.expect(verified.status.success(), &tools::text(&verified));
+    let text = journal(disk);
+    console.expect(text.contains("last words of ordinary"), "the journal has not what a service said at its end");
+}
+
+fn journalctl(disk: &Disk, words: &[&str]) -> Command {
+    let mut command = tools::command("chroot").unwrap();
+    command.arg(disk.at("/")).arg("journalctl").args(words).arg("--directory").arg("/var/log/journal");
+    command
+}
+
+/// The messages of the last boot in the journal on a disk.
+fn journal(disk: &Disk) -> String {
+    let text = tools::finish(&mut journalctl(disk, &["--no-pager", "--boot", "--output", "cat"])).unwrap();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// What systemd must not kill (its first argument begins with `@`) holds a file of the overlay to the end. The overlay
+/// is not dead, so nothing of that target is written to the disk; but all of it was saved, and the next boot has it.
+fn survivor(on: Setup) {
+    let mut machine = Machine::new(on, "survivor", &[("/etc/kept", "disk\n"), SURVIVOR]);
+    let script = "write /etc/kept ram\nwrite /var/log/log ram\nshutdown";
+    let console = machine.boot(Boot::default(), script);
+    console.expect(console.says("/var/log: left pending for the next boot"), "nothing was said of it");
+    let disk = machine.disk();
+    assert_eq!(disk.file("/etc/kept").as_deref(), Some("ram"));
+    assert_eq!(disk.file("/var/log/log"), None, "lower was written to under a living overlay");
+    assert!(!disk.checkpoints("/var/log").is_empty(), "it was not saved");
+    let console = machine.boot(Boot::default(), "cat /var/log/log\nshutdown");
+    console.expect(console.file("/var/log/log").as_deref() == Some("ram"), "it is lost");
+    assert!(machine.disk().checkpoints("/var/log").is_empty(), "something is pending");
+}
+
+/// The overlays live on through it, with all that is in them; syncd goes on with them, and a shutdown afterwards brings
+/// everything to the disk.
+fn soft_reboot(on: Setup) {
+    let mut machine = Machine::new(on, "soft_reboot", &[("/etc/kept", "disk\n")]);
+    let script = "\
+        write /etc/kept ram\nrun syncd checkpoint\nwrite /etc/before ram\nsoft-reboot\nmounts\ncat /etc/kept\ncat /etc/before\n\
+        write /etc/after ram\nrun syncd checkpoint\nrun syncd status\nshutdown";
+    let console = machine.boot(Boot::default(), script);
+    console.expect(console.exits().iter().all(|status| *status == "0"), "syncd has something to complain about");
+    super::expect_overlays(&console);
+    for path in ["/etc/kept", "/etc/before"] {
+        console.expect(console.file(path).as_deref() == Some("ram"), "it is lost");
+    }
+    let disk = machine.disk();
+    for path in ["/etc/kept", "/etc/before", "/etc/after"] {
+        assert_eq!(disk.file(path).as_deref(), Some("ram"), "{path} on disk");
+    }
+    assert!(disk.checkpoints("/etc").is_empty(), "something is pending");
+}

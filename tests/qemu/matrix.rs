@@ -1,0 +1,83 @@
+//! Which test boots where. Every case holds on every kernel and file system, and all of that is hours; so most runs
+//! boot a choice.
+
+use crate::cases::{self, Case};
+use crate::debian::Suite;
+use crate::disk::Fs;
+use crate::kernel::NEWEST;
+use crate::machine::System;
+
+/// A case and where it boots.
+#[derive(Debug)]
+pub(crate) struct Test {
+    /// All of it in a name.
+    pub name: String,
+    /// The kernel's series.
+    pub series: &'static str,
+    /// The root disk's file system.
+    pub fs: Fs,
+    /// What is on it.
+    pub system: System,
+    /// What is tested.
+    pub case: Case,
+}
+
+/// Where all minimal cases boot.
+const EVERYDAY: (&str, Fs) = ("6.12", Fs::Ext4);
+/// Where those of [`ELSEWHERE`] boot, too.
+const OTHERS: [(&str, Fs); 2] = [("6.1", Fs::Ext4), ("6.12", Fs::Btrfs)];
+/// What differs between kernels and between file systems, if anything does.
+const ELSEWHERE: [&str; 6] = [
+    "a_fresh_boot_mounts_everything",
+    "a_checkpoint_survives_a_power_cut",
+    "the_last_stage_leaves_nothing_pending",
+    "a_full_disk_shows_the_checkpoint_from_ram",
+    "a_merge_cut_again_and_again_ends_whole",
+    "a_cut_last_stage_is_finished_at_boot",
+];
+/// The release of which some cases boot always, and those.
+const EVERYDAY_DEBIAN: Suite = Suite::Trixie;
+const EVERYDAY_CASES: [&str; 4] = [
+    "the_main_job_from_a_busybox_initramfs",
+    "the_main_job_from_a_systemd_initramfs",
+    "last_words_and_five_clean_journals",
+    "a_separate_log_is_activated_late",
+];
+
+/// What is measured in the place of tests, when asked for.
+pub(crate) fn measurements() -> Vec<Test> {
+    let (series, fs) = EVERYDAY;
+    let name = format!("linux_{series}::{}::what_the_hook_costs", fs.name());
+    vec![Test { name, series, fs, system: System::Minimal, case: cases::cost::run }]
+}
+
+/// All tests, or the choice.
+pub(crate) fn tests(full: bool) -> Vec<Test> {
+    let mut tests = Vec::new();
+    for series in ["6.1", "6.12", NEWEST] {
+        for fs in [Fs::Ext4, Fs::Btrfs, Fs::Xfs] {
+            for (module, cases) in cases::MINIMAL {
+                for &(name, case) in cases {
+                    let here = (series, fs);
+                    if full || here == EVERYDAY || OTHERS.contains(&here) && ELSEWHERE.contains(&name) {
+                        let name = format!("linux_{series}::{}::{module}::{name}", fs.name());
+                        tests.push(Test { name, series, fs, system: System::Minimal, case });
+                    }
+                }
+            }
+        }
+    }
+    for (suite, series) in [(Suite::Bookworm, "6.1"), (Suite::Trixie, "6.12"), (Suite::Sid, NEWEST)] {
+        for (module, cases) in cases::DEBIAN {
+            for &(name, case) in cases {
+                // systemd has it since 254.
+                let exists = suite != Suite::Bookworm || name != "a_soft_reboot_keeps_what_is_in_ram";
+                if exists && (full || suite == EVERYDAY_DEBIAN && EVERYDAY_CASES.contains(&name)) {
+                    let name = format!("{}::{module}::{name}", suite.name());
+                    tests.push(Test { name, series, fs: Fs::Ext4, system: System::Debian(suite), case });
+                }
+            }
+        }
+    }
+    tests
+}
