@@ -23,3 +23,4 @@ for unit in systemd/*.service; do
     put 644 "$unit" "$units/${unit##*/}"
 done
 put 755 systemd/system-shutdown.sh "$root/usr/lib/systemd/system-shutdown/ephemeral-overlay"
+put 755 systemd/generator.sh "$root/usr/lib/systemd/system-generators/ephemeral-overlay"
