@@ -9,9 +9,9 @@ use std::process::{Child, Command, Output, Stdio};
 use ephemeral_overlay::mountinfo::{self, Mount};
 use ephemeral_overlay::state::BootState;
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
+use test_support::mapped::Mapping;
+use test_support::snapshot;
 
-use crate::mapped::Mapping;
-use crate::snapshot;
 use crate::tools::{self, text};
 use crate::world::{Disk, Fs, World, expect};
 
