@@ -56,6 +56,14 @@ impl System {
     /// When `persist.root` cannot be resolved.
     pub fn store_path(&self) -> Result<PathBuf> {
         let store = self.persist().join(STORE_DIR);
+        // Somebody unmounted what it is on; the bind that `early` made is the store nevertheless.
+        let bind = self.layout.store_bind();
+        if self.boot.is_some()
+            && bind.join("targets").is_dir()
+            && matches!(self.check_mounted("the store", self.persist()), Err(Error::NotMounted { .. }))
+        {
+            return Ok(bind);
+        }
         // The store itself may not exist yet; what is above it decides where it is.
         for above in store.ancestors() {
             match self.layout.open(above, OFlags::PATH | OFlags::DIRECTORY) {

@@ -54,6 +54,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_new_mount_is_changed_only_through_its_opened_root", a_new_mount_is_changed_only_through_its_opened_root),
     ("a_bind_of_a_read_only_mount_stays_read_only", a_bind_of_a_read_only_mount_stays_read_only),
     ("a_bind_of_a_shared_mount_gets_later_mounts", a_bind_of_a_shared_mount_gets_later_mounts),
+    ("what_was_open_before_the_mount_is_lost_to_the_view", what_was_open_before_the_mount_is_lost_to_the_view),
     ("chown_clears_setuid_and_capabilities", chown_clears_setuid_and_capabilities),
     ("renaming_onto_another_name_of_the_same_file_does_nothing", renaming_onto_another_name_of_the_same_file),
 ];
@@ -703,6 +704,18 @@ fn a_bind_of_a_shared_mount_gets_later_mounts() {
     fs::write(at("shared/etc/file"), "x").unwrap();
     assert!(at("peer/etc/file").exists(), "nothing was propagated");
     assert!(!at("private/etc/file").exists(), "it was propagated into a private bind");
+}
+
+fn what_was_open_before_the_mount_is_lost_to_the_view() {
+    let overlay = Overlay::new(|lower| fs::write(lower.join("file"), "1").unwrap());
+    let append = |path: PathBuf| OpenOptions::new().append(true).open(path).unwrap();
+    let mut before = append(overlay.lower("file"));
+    before.write_all(b"2").unwrap();
+    assert_eq!(fs::read_to_string(overlay.view("file")).unwrap(), "12", "lower shows through");
+    append(overlay.view("file")).write_all(b"3").unwrap();
+    before.write_all(b"4").unwrap();
+    assert_eq!(fs::read_to_string(overlay.view("file")).unwrap(), "123");
+    assert_eq!(fs::read_to_string(overlay.lower("file")).unwrap(), "124");
 }
 
 fn chown_clears_setuid_and_capabilities() {

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests may unwrap")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests talk to whoever runs them")]
 
+mod activate;
 mod checkpoint;
 mod differential;
 mod early;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     // Every test waits for the same two or three programs; more at once only makes failures harder to read.
     args.test_threads.get_or_insert(2);
     let modules = [
+        ("activate", activate::TESTS),
         ("checkpoint", checkpoint::TESTS),
         ("differential", differential::TESTS),
         ("early", early::TESTS),
@@ -58,7 +60,7 @@ fn main() -> ExitCode {
         for &(name, test) in tests {
             let run = move || {
                 // A copy of the mount table holds on to the overlays of every test that runs at the time.
-                let alone = name == refused::ALONE;
+                let alone = [activate::ALONE, refused::ALONE].contains(&name);
                 let _shared = (!alone).then(|| TABLE.read().unwrap_or_else(PoisonError::into_inner));
                 let _alone = alone.then(|| TABLE.write().unwrap_or_else(PoisonError::into_inner));
                 test();

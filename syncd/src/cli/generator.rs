@@ -1,9 +1,10 @@
-//! `syncd generator`, for systemd.generator(7): the mounts of fstab that our overlays lie on stay until the very end of
-//! a shutdown.
+//! `syncd generator`, for systemd.generator(7): the mounts of fstab that our overlays and the store lie on stay until
+//! the very end of a shutdown.
 //!
 //! PID 1 stops `var-log.mount` by unmounting what is on top at /var/log, which is our overlay, and what is written from
 //! then on goes to the disk below. `x-initrd.mount` in utab does not help a unit that comes from fstab. Without
-//! `DefaultDependencies` nothing stops it, and systemd-shutdown unmounts everything, from the top.
+//! `DefaultDependencies` nothing stops it, and systemd-shutdown unmounts everything, from the top. The store is still
+//! written to when ordinary mounts are stopped.
 //!
 //! It is done in every boot, also with `ephemeral_overlay=off`: that a file system is unmounted some seconds later is
 //! harmless, and what is activated by hand in such a boot would be lost without it.
@@ -56,11 +57,15 @@ pub(crate) fn run(layout: &Layout, directory: &Path) -> anyhow::Result<Outcome> 
 fn generate(layout: &Layout, directory: &Path) -> anyhow::Result<()> {
     // With a configuration that does not parse nothing new is mounted, but something may be already: this is run again
     // at every daemon-reload.
-    let mut targets = layout.load_config().unwrap_or_default().overlay.dirs;
-    let boot = BootState::read(&layout.boot_state()).ok().flatten();
-    targets.extend(boot.into_iter().flat_map(|boot| boot.targets).map(|state| state.path));
+    let config = layout.load_config().unwrap_or_default();
+    let mut paths = config.overlay.dirs;
+    paths.push(config.persist.root);
+    if let Ok(Some(boot)) = BootState::read(&layout.boot_state()) {
+        paths.extend(boot.targets.into_iter().map(|state| state.path));
+        paths.push(boot.persist);
+    }
     let fstab = fstab::parse(&layout.read_text(Path::new(FSTAB))?.unwrap_or_default());
-    for (unit, text) in drop_ins(&targets, &fstab) {
+    for (unit, text) in drop_ins(&paths, &fstab) {
         let directory = directory.join(unit + ".d");
         fs::create_dir_all(&directory).at("mkdir", &directory)?;
         let path = directory.join("ephemeral-overlay.conf");
@@ -70,12 +75,9 @@ fn generate(layout: &Layout, directory: &Path) -> anyhow::Result<()> {
 }
 
 /// The text of the drop-in of each unit that gets one.
-fn drop_ins(targets: &[PathBuf], fstab: &[Entry]) -> BTreeMap<String, String> {
-    let below_targets = targets.iter().flat_map(|target| fstab::above(fstab, target));
-    below_targets
-        .filter(|entry| !needs_network(entry))
-        .map(|entry| (unit_name(&entry.mount_point), text(entry)))
-        .collect()
+fn drop_ins(paths: &[PathBuf], fstab: &[Entry]) -> BTreeMap<String, String> {
+    let below = paths.iter().flat_map(|path| fstab::above(fstab, path));
+    below.filter(|entry| !needs_network(entry)).map(|entry| (unit_name(&entry.mount_point), text(entry))).collect()
 }
 
 fn needs_network(entry: &Entry) -> bool {
@@ -117,10 +119,10 @@ fn unit_name(mount_point: &Path) -> String {
 mod tests {
     use super::*;
 
-    /// The units of the default targets, with whether each comes before local-fs.target.
+    /// The units below some paths, with whether each comes before local-fs.target.
     fn units(fstab: &str) -> Vec<(String, bool)> {
-        let targets = ["/etc", "/var/log"].map(PathBuf::from);
-        let all = drop_ins(&targets, &fstab::parse(fstab));
+        let paths = ["/etc", "/var/log"].map(PathBuf::from);
+        let all = drop_ins(&paths, &fstab::parse(fstab));
         for text in all.values() {
             assert!(text.contains("[Unit]\nDefaultDependencies=no\nAfter=local-fs-pre.target\n"), "{text}");
         }
