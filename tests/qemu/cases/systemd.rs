@@ -11,6 +11,7 @@ use crate::narrate::step;
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("the_main_job_from_a_busybox_initramfs", |on| main_job(on, Flavour::Busybox)),
     ("the_main_job_from_a_systemd_initramfs", |on| main_job(on, Flavour::Systemd(suite(on)))),
+    ("a_hanging_early_in_a_systemd_initramfs_is_given_up", hanging_early),
 ];
 
 fn suite(on: Setup) -> Suite {
@@ -103,4 +104,16 @@ fn journal_has(disk: &Disk, text: &str) -> bool {
         let bytes = std::fs::read(entry.path()).unwrap();
         bytes.windows(text.len()).any(|window| window == text.as_bytes())
     })
+}
+
+/// `early` does nothing for a minute: systemd ends it and goes on with the boot, from disk. The checkpoint stays.
+fn hanging_early(on: Setup) {
+    let mut machine = Machine::new(on, "hanging_early", &[("/etc/kept", "disk\n")]);
+    machine.boot_and_cut(Boot::default(), "write /etc/kept ram\nrun syncd checkpoint");
+    let flavour = Flavour::Systemd(suite(on));
+    let initramfs = Initramfs { flavour, early: Some("#!/bin/sh\nexec sleep 100000\n"), ..Initramfs::default() };
+    let console = machine.boot(Boot { initramfs, ..Boot::default() }, "mounts\ncat /etc/kept\nshutdown");
+    console.expect(console.mounts("/etc").is_empty(), "there is an overlay");
+    console.expect(console.file("/etc/kept").as_deref() == Some("disk"), "the disk is not what it was");
+    assert!(!machine.disk().checkpoints("/etc").is_empty(), "the checkpoint is gone");
 }

@@ -30,8 +30,9 @@ pub(crate) fn execute(line: &str) -> Result<()> {
         "list" => list(rest),
         "model" => model(rest),
         "snapshot" => {
-            let snapshot = snapshot::take(Path::new(rest));
-            snapshot::lines(&snapshot).iter().for_each(|line| say(&format!("TREE {rest}: {line}")));
+            for line in snapshot::lines(&snapshot::take(Path::new(rest))) {
+                say(&format!("TREE {rest}: {line}"));
+            }
             Ok(())
         }
         "mounts" => mounts(),
