@@ -1,6 +1,7 @@
 //! An initramfs as mkinitcpio makes it, from the install script that we ship: what that script does not add is not
 //! in it. The rest is what mkinitcpio's own hooks bring: busybox with a short `/init`, or systemd.
 
+mod real;
 mod systemd;
 
 use std::collections::HashMap;
@@ -63,7 +64,12 @@ impl Initramfs {
         if let Some(path) = built.get(&(kernel.series, fs, self)) {
             return Ok(path.clone());
         }
-        let archive = self.build(kernel, fs).context("assembling the initramfs")?;
+        let is_whole = self == Self { flavour: self.flavour, ..Self::default() };
+        let archive = if is_whole && real::is_asked_for() {
+            real::build(kernel, fs, self.flavour).context("building the initramfs with mkinitcpio")?
+        } else {
+            self.build(kernel, fs).context("assembling the initramfs")?
+        };
         let path = kept("initramfs").join(format!("{}-{}-{}.cpio", kernel.series, fs.name(), built.len()));
         fs::create_dir_all(kept("initramfs")).context("mkdir")?;
         // By a rename: another run may be booting from the old one.

@@ -28,13 +28,13 @@ pub(super) const ORDINARY: (&str, &str) = (
 /// One that only the final kill ends.
 pub(super) const LATE: (&str, &str) = (
     "/etc/systemd/system/late.service",
-    "[Unit]\nDefaultDependencies=no\nRequiresMountsFor=/var/log\n[Service]\nExecStart=/usr/local/bin/writer late\n\
+    "[Unit]\nDefaultDependencies=no\nAfter=sysinit.target\n[Service]\nExecStart=/usr/local/bin/writer late\n\
      KillMode=process\nSendSIGKILL=no\n[Install]\nWantedBy=multi-user.target\n",
 );
 /// One that nothing ends: systemd-shutdown leaves alone what has an `@` there.
 const SURVIVOR: (&str, &str) = (
     "/etc/systemd/system/survivor.service",
-    "[Unit]\nDefaultDependencies=no\nRequiresMountsFor=/var/log\n[Service]\nExecStart=@/usr/bin/sleep @sleep 100000\n\
+    "[Unit]\nDefaultDependencies=no\nAfter=sysinit.target\n[Service]\nExecStart=@/usr/bin/sleep @sleep 100000\n\
      StandardOutput=append:/var/log/held\n[Install]\nWantedBy=multi-user.target\n",
 );
 /// The journal's own last words.
