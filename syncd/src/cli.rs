@@ -84,6 +84,9 @@ enum Command {
     },
     /// What is in RAM, what is in the store
     Status,
+    /// For systemd: this boot came as far as here
+    #[command(hide = true)]
+    Booted,
     /// At the end of a shutdown: a last checkpoint of what is in RAM, and merge everything
     #[command(hide = true)]
     LastStage,
@@ -158,6 +161,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Merge { targets, accept_prefix, .. } => merge::run(&system, targets, *accept_prefix, &progress, *json),
         Command::Activate { targets } => activate::run(&system, targets, &progress, *json),
         Command::Status => status::run(&system, *json),
+        Command::Booted => checkpoint::booted(&system),
         Command::LastStage => last_stage::run(&system, &progress, *json),
         // It returned above: it must not need what the others need.
         Command::Generator { .. } => Ok(Outcome::Done),

@@ -17,6 +17,8 @@ fn raise_file_limit() {
 fn main() -> ExitCode {
     let args = cli::Args::parse();
     cli::log_to_stderr(&args);
+    // A name for our lines on a console. At the level that is always shown.
+    let _name = tracing::error_span!("syncd").entered();
     raise_file_limit();
     match cli::run(&args) {
         Ok(outcome) => outcome.into(),

@@ -1242,7 +1242,12 @@ fn after_two_boots_that_never_reached_syncd() {
     expect(&output, 1);
     said(&output, "the last 2 boots did not come as far as syncd");
     // This boot does: the next one is an ordinary one.
-    expect(&world.syncd(&["checkpoint"]), 0);
+    expect(&world.syncd(&["booted"]), 0);
     world.boot();
     assert!(is_overlay(&world, "etc"));
+    // To say so is no checkpoint, but the last one has its room from then on.
+    fs::write(world.at("etc/new"), "new").unwrap();
+    expect(&world.syncd(&["booted"]), 0);
+    assert!(world.checkpoints().is_empty());
+    assert!(world.at("persist/ephemeral-overlay/reserve").exists(), "there is no room for the last checkpoint");
 }

@@ -19,6 +19,9 @@ use crate::kernel::{Kernel, decompressed, module_name};
 use crate::package;
 use crate::tools::{self, kept, repository, run};
 
+pub(crate) const TESTS: &[(&str, fn())] =
+    &[("a_systemd_initramfs_has_the_unit_whatever_the_order_of_hooks", unit_in_any_order)];
+
 /// What the root disk takes, beside its file system. Modules that a kernel has built in are left out.
 const DISK: [&str; 3] = ["virtio_pci", "virtio_blk", "dm_mod"];
 /// Where our programs are in it.
@@ -86,7 +89,11 @@ impl Initramfs {
             DISK.into_iter().chain([fs].into_iter().chain(self.also).map(Fs::name)).map(str::to_owned).collect();
         let stage = tempfile::Builder::new().prefix("eo-stage-").tempdir().context("mkdtemp")?;
         package::install(stage.path())?;
-        let requests = if self.hook { requests(stage.path(), self.flavour)? } else { Vec::new() };
+        let flavour = match self.flavour {
+            Flavour::Busybox => "busybox",
+            Flavour::Systemd(_) => "systemd",
+        };
+        let requests = if self.hook { requests(stage.path(), flavour)? } else { Vec::new() };
         match self.flavour {
             Flavour::Busybox => busybox(&mut archive)?,
             Flavour::Systemd(suite) => systemd::skeleton(&mut archive, &suite.root()?, &modules)?,
@@ -138,14 +145,10 @@ enum Request {
 }
 
 /// Runs the install script on what lies in `stage`.
-fn requests(stage: &Path, flavour: Flavour) -> Result<Vec<Request>> {
+fn requests(stage: &Path, flavour: &str) -> Result<Vec<Request>> {
     let driver = repository().join("tests/qemu/mkinitcpio.bash");
     let script = stage.join("usr/lib/initcpio/install/ephemeral-overlay");
-    let name = match flavour {
-        Flavour::Busybox => "busybox",
-        Flavour::Systemd(_) => "systemd",
-    };
-    let record = run("bash", &[driver.as_path(), &script, stage, Path::new(name)])?;
+    let record = run("bash", &[driver.as_path(), &script, stage, Path::new(flavour)])?;
     String::from_utf8(record)?.lines().map(parse).collect()
 }
 
@@ -194,4 +197,35 @@ fn busybox(archive: &mut Archive) -> Result<()> {
         archive.file(&to, 0o755, &contents);
     }
     Ok(())
+}
+
+/// A busybox script in a systemd initramfs would be there in vain, and nobody would say so.
+fn unit_in_any_order() {
+    let stage = tempfile::tempdir().unwrap();
+    let install = |from: &str, to: &str| {
+        let to = stage.path().join(to);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(repository().join(from), to).unwrap();
+    };
+    install("mkinitcpio/install/ephemeral-overlay", "usr/lib/initcpio/install/ephemeral-overlay");
+    install("mkinitcpio/hooks/ephemeral-overlay", "usr/lib/initcpio/hooks/ephemeral-overlay");
+    install("systemd/ephemeral-overlay-early.service", "usr/lib/systemd/system/ephemeral-overlay-early.service");
+    for program in ["early", "syncd"] {
+        // What it is does not matter here.
+        install("packaging/counterpart", &format!("usr/lib/ephemeral-overlay/initramfs/{program}"));
+    }
+    for (flavour, has_unit) in [("systemd", true), ("systemd-behind", true), ("busybox", false)] {
+        let requests = requests(stage.path(), flavour).unwrap();
+        let has = |wanted: &str| {
+            requests.iter().any(|request| match request {
+                Request::File { to, .. } => to == Path::new(wanted),
+                Request::Link { path, .. } => path == Path::new(wanted),
+                _ => false,
+            })
+        };
+        assert_eq!(has("/usr/lib/systemd/system/ephemeral-overlay-early.service"), has_unit, "{flavour}");
+        let wanted = "/usr/lib/systemd/system/initrd.target.wants/ephemeral-overlay-early.service";
+        assert_eq!(has(wanted), has_unit, "{flavour}");
+        assert_eq!(has("/hooks/ephemeral-overlay"), !has_unit, "{flavour}");
+    }
 }

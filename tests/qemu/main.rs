@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     args.test_threads.get_or_insert(processors);
     let mut trials = Vec::new();
-    for (module, tests) in [("console", console::TESTS), ("cpio", cpio::TESTS)] {
+    for (module, tests) in [("console", console::TESTS), ("cpio", cpio::TESTS), ("initramfs", initramfs::TESTS)] {
         for &(name, test) in tests {
             trials.push(Trial::test(format!("{module}::{name}"), move || {
                 test();

@@ -5,8 +5,8 @@
 #
 #   mkinitcpio.bash INSTALL_SCRIPT STAGE FLAVOUR
 #
-# STAGE is a directory in which our package lies installed; everything else is the machine's. FLAVOUR is busybox or
-# systemd. The functions behave as documented in mkinitcpio(8), version 41.
+# STAGE is a directory in which our package lies installed; everything else is the machine's. FLAVOUR is busybox, systemd,
+# or systemd-behind: its hook stands behind ours, so what it brings is not there yet. The functions behave as documented in mkinitcpio(8), version 41.
 set -u
 script=$1 stage=$2 flavour=$3
 failed=0
@@ -63,6 +63,12 @@ add_runscript() {
     local name=${BASH_SOURCE[1]##*/}
     add_file "/usr/lib/initcpio/hooks/$name" "/hooks/$name" 755
 }
+
+case $flavour in
+    busybox) HOOKS=(base udev filesystems ephemeral-overlay) ;;
+    systemd) HOOKS=(base systemd filesystems ephemeral-overlay) ;;
+    systemd-behind) HOOKS=(base ephemeral-overlay systemd filesystems) ;;
+esac
 
 if [[ $flavour == systemd ]]; then
     # With the programs that it runs and the units that it requires, as the real one.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::bail;
 use bytesize::ByteSize;
 use ephemeral_overlay::CHECKPOINT_FORMAT;
 use syncd::checkpoint::{ChangeKind, CheckpointOptions, CheckpointStats, own_log, take};
@@ -55,7 +56,21 @@ pub(crate) fn run(system: &System, targets: &[PathBuf], dry_run: bool, json: boo
     finish(reports, json)
 }
 
-/// Keeps room for the last checkpoint of a shutdown. Only after a checkpoint that had its own room, and wrote.
+/// Notes that this boot came as far as here, and keeps room for the last checkpoint, which may be the first one, too.
+/// There is nothing yet that would be worth a checkpoint, and the boot waits.
+pub(crate) fn booted(system: &System) -> anyhow::Result<Outcome> {
+    if !system.live {
+        bail!("{} is not the running system", system.layout.root().display());
+    }
+    note_this_boot(system)?;
+    if !system.mounted_targets(&[])?.is_empty() {
+        renew_reserve(system, &Store::open(&system.store_path()?)?);
+    }
+    Ok(Outcome::Done)
+}
+
+/// Keeps room for the last checkpoint of a shutdown. After a boot, and after a checkpoint that had its own room, and
+/// wrote.
 fn renew_reserve(system: &System, store: &Store) {
     if let Err(error) = store.renew_reserve(&system.layout.ram()) {
         // The checkpoint is durable, and that is what was asked for.
