@@ -31,9 +31,9 @@ const ELSEWHERE: [&str; 6] = [
     "a_fresh_boot_mounts_everything",
     "a_checkpoint_survives_a_power_cut",
     "the_last_stage_leaves_nothing_pending",
+    "a_read_only_root_is_written_to_for_the_merge_only",
     "a_full_disk_shows_the_checkpoint_from_ram",
-    "a_merge_cut_again_and_again_ends_whole",
-    "a_cut_last_stage_is_finished_at_boot",
+    "everything_comes_back_from_a_checkpoint_and_to_the_disk",
 ];
 /// The release of which some cases boot always, and those.
 const EVERYDAY_DEBIAN: Suite = Suite::Trixie;
