@@ -14,6 +14,7 @@ units=$root/usr/lib/systemd/system
 put() { install -D -m "$1" "$2" "$3"; }
 
 put 755 "$syncd" "$root/usr/bin/syncd"
+put 644 README.md "$root/usr/share/doc/ephemeral-overlay/README.md"
 put 755 "$static/early" "$lib/initramfs/early"
 put 755 "$static/syncd" "$lib/initramfs/syncd"
 put 644 packaging/counterpart "$lib/counterpart"

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use crate::config::{Config, ConfigError};
 use crate::error::{At, SystemError};
+use crate::fstab;
 
 /// The run directory of a live system. Below `/run/initramfs` systemd leaves mounts alone until the very end of a
 /// shutdown (measured on systemd 252 to 262).
@@ -26,7 +27,7 @@ pub const RUN_LINK: &str = "/run/ephemeral-overlay";
 /// The configuration file, below the root.
 pub const CONFIG_FILE: &str = "/etc/ephemeral-overlay.toml";
 /// The mounts of the system, below the root.
-pub const FSTAB: &str = "/etc/fstab";
+const FSTAB: &str = "/etc/fstab";
 /// The store's directory below `persist.root`.
 pub const STORE_DIR: &str = "ephemeral-overlay";
 
@@ -98,6 +99,12 @@ impl Layout {
     #[must_use]
     pub fn progress(&self) -> PathBuf {
         self.run_dir.join("progress")
+    }
+
+    /// The same from `early`, for whoever waits for it.
+    #[must_use]
+    pub fn alive(&self) -> PathBuf {
+        self.run_dir.join("alive")
     }
 
     /// The file in which libmount keeps the options of mounts that the kernel does not know: the running system's own,
@@ -198,6 +205,22 @@ impl Layout {
     /// When it exists and cannot be read, or is not UTF-8.
     pub fn read_text(&self, path: &Path) -> Result<Option<String>, LoadError> {
         read_text(self.open(path, OFlags::RDONLY), &self.below_root(path))
+    }
+
+    /// What the root's fstab says will be mounted. Bytes that are not UTF-8 (a comment in an old encoding) hide nothing
+    /// else.
+    ///
+    /// # Errors
+    /// When it exists and cannot be read.
+    pub fn fstab(&self) -> Result<Vec<fstab::Entry>, SystemError> {
+        let path = Path::new(FSTAB);
+        let mut bytes = Vec::new();
+        match self.open(path, OFlags::RDONLY) {
+            Ok(fd) => drop(std::fs::File::from(fd).read_to_end(&mut bytes).at("read", self.below_root(path))?),
+            Err(error) if error.errno() == Some(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(fstab::parse(&String::from_utf8_lossy(&bytes)))
     }
 
     /// Reads the configuration: the main file, then the drop-ins in the byte order of their names.

@@ -2,11 +2,15 @@
 //! changed only by `syncd` when a target is activated or released. No file: the hook was not active.
 
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{At, SystemError};
+use crate::layout::open_host_dir;
 
 /// The version of this file that this build reads and writes.
 pub const VERSION: u32 = 1;
@@ -75,6 +79,22 @@ pub enum StateError {
         /// Its version.
         found: u32,
     },
+}
+
+/// Locks the boot state of a run directory for whoever reads it, does something, and writes it: until the descriptor is
+/// closed. `None` where there is no run directory, and so nobody else.
+///
+/// # Errors
+/// Whatever open(2) or flock(2) says.
+pub fn lock(run_dir: &Path) -> Result<Option<OwnedFd>, SystemError> {
+    match open_host_dir(run_dir) {
+        Ok(directory) => {
+            flock(&directory, FlockOperation::LockExclusive).at("flock", run_dir)?;
+            Ok(Some(directory))
+        }
+        Err(error) if error.errno() == Some(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 impl BootState {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ephemeral_overlay::config::Config;
 use ephemeral_overlay::error::{At, SystemError};
 use ephemeral_overlay::fstab::Entry;
-use ephemeral_overlay::layout::{FSTAB, LoadError, target_name};
+use ephemeral_overlay::layout::{LoadError, target_name};
 use ephemeral_overlay::mountinfo::Mount;
 use ephemeral_overlay::{Layout, fstab, mountinfo};
 use rustix::fs::{FileType, OFlags, fstat};
@@ -76,7 +76,6 @@ pub fn observe(layout: &Layout, config: &Config) -> Result<Facts, LoadError> {
     let mountinfo = std::fs::read("/proc/self/mountinfo").at("read", "/proc/self/mountinfo")?;
     let root = std::fs::canonicalize(layout.root()).at("realpath", layout.root())?;
     let mounted = mountinfo::below(&mountinfo::parse(&mountinfo), &root);
-    let fstab = layout.read_text(Path::new(FSTAB))?.unwrap_or_default();
     let persist_device = config
         .persist
         .root
@@ -91,7 +90,7 @@ pub fn observe(layout: &Layout, config: &Config) -> Result<Facts, LoadError> {
     Ok(Facts {
         total_ram: info.totalram.saturating_mul(u64::from(info.mem_unit)),
         mounted,
-        fstab: fstab::parse(&fstab),
+        fstab: layout.fstab()?,
         found,
         persist_device,
         pending,

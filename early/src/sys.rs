@@ -177,12 +177,13 @@ pub(crate) fn bind_privately(dir: OwnedFd, at: &Path) -> Result<()> {
 
 /// Remounts the file system at `at`, read-only or writable; says whether `at` is a mount point at all.
 pub(crate) fn remount(at: &Path, read_only: bool) -> Result<bool> {
-    let (flag, word) = if read_only { (MountFlags::RDONLY, "ro") } else { (MountFlags::empty(), "rw") };
-    match mount_remount(at, own_flags(at)? | flag, c"") {
-        Ok(()) => Ok(true),
-        Err(Errno::INVAL) => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("mount -o remount,{word} {}", at.display())),
+    if !is_mounted(at) {
+        return Ok(false);
     }
+    let (flag, word) = if read_only { (MountFlags::RDONLY, "ro") } else { (MountFlags::empty(), "rw") };
+    mount_remount(at, own_flags(at)? | flag, c"")
+        .with_context(|| format!("mount -o remount,{word} {}", at.display()))?;
+    Ok(true)
 }
 
 /// The flags of a mount that a remount would clear. Those about access times stay when none of them is given.

@@ -189,6 +189,15 @@ pub(crate) fn log_to_stderr(args: &Args) {
         .init();
 }
 
+/// Whoever limits us by a sign of life must be able to end us: nothing is written any more once it is gone.
+pub(crate) fn end_with_parent(args: &Args) {
+    if args.common.progress.is_some()
+        && let Err(error) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+    {
+        tracing::warn!("prctl PR_SET_PDEATHSIG: {error}");
+    }
+}
+
 /// Prints a line, or a whole report.
 #[allow(clippy::print_stdout, reason = "the one place that writes to standard output")]
 fn say(text: &str) {

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     // A name for our lines on a console. At the level that is always shown.
     let _name = tracing::error_span!("syncd").entered();
     raise_file_limit();
+    cli::end_with_parent(&args);
     match cli::run(&args) {
         Ok(outcome) => outcome.into(),
         Err(error) => {

@@ -117,6 +117,12 @@ pub fn merge(
         if first <= marker.last {
             next.left_alone = marker.left_alone;
         }
+        if store.booted_from_disk() {
+            // What was half merged was used. What differs from both sides is somebody's work, and nowhere else.
+            stats.conflicts = conflict::find(&net, lower, seed)?;
+            stats.conflicts.retain(|path| !next.left_alone.contains(path));
+            conflict::save(store, &stats.conflicts, Winner::Ram, &net, &mut chain, lower)?;
+        }
     } else {
         stats.conflicts = conflict::find(&net, lower, seed)?;
         if !stats.conflicts.is_empty() {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::config::Config;
 use ephemeral_overlay::error::At;
-use ephemeral_overlay::layout::{FSTAB, LoadError, STORE_DIR};
+use ephemeral_overlay::layout::{LoadError, STORE_DIR};
 use ephemeral_overlay::state::BootState;
 use ephemeral_overlay::{Layout, fstab, mountinfo};
 use rustix::fs::OFlags;
@@ -50,20 +50,35 @@ impl System {
         Ok(Self { layout, config, config_error, boot, live })
     }
 
-    /// Where the store is. Resolved inside the root: an absolute symlink does not lead out of it.
+    /// Where the store is: where `early` looks for it at the next boot. Its bind is that, whatever has been mounted over
+    /// the path since, or unmounted.
     ///
     /// # Errors
     /// When `persist.root` cannot be resolved.
     pub fn store_path(&self) -> Result<PathBuf> {
-        let store = self.persist().join(STORE_DIR);
-        // Somebody unmounted what it is on; the bind that `early` made is the store nevertheless.
+        let path = self.resolved_store()?;
+        let bind = self.store_bind()?;
+        let identity = |path: &Path| std::fs::metadata(path).map(|stat| (stat.dev(), stat.ino())).ok();
+        // The path is what people know.
+        Ok(bind.filter(|bind| identity(bind) != identity(&path)).unwrap_or(path))
+    }
+
+    /// The bind of the store that `early` made in this boot, if it did.
+    ///
+    /// # Errors
+    /// When the mount table cannot be read.
+    pub fn store_bind(&self) -> Result<Option<PathBuf>> {
         let bind = self.layout.store_bind();
-        if self.boot.is_some()
-            && bind.join("targets").is_dir()
-            && matches!(self.check_mounted("the store", self.persist()), Err(Error::NotMounted { .. }))
-        {
-            return Ok(bind);
-        }
+        let table = std::fs::read("/proc/self/mountinfo").at("read", "/proc/self/mountinfo")?;
+        let is_mounted = mountinfo::parse(&table).iter().any(|mount| mount.mount_point == bind);
+        // Somebody removed the store: its bind leads nowhere any more.
+        let is_there = is_mounted && std::fs::metadata(&bind).is_ok_and(|stat| stat.nlink() > 0);
+        Ok(Some(bind).filter(|_| self.boot.is_some() && is_there))
+    }
+
+    /// Resolved inside the root: an absolute symlink does not lead out of it.
+    fn resolved_store(&self) -> Result<PathBuf> {
+        let store = self.persist().join(STORE_DIR);
         // The store itself may not exist yet; what is above it decides where it is.
         for above in store.ancestors() {
             match self.layout.open(above, OFlags::PATH | OFlags::DIRECTORY) {
@@ -85,7 +100,7 @@ impl System {
     /// # Errors
     /// [`Error::NotMounted`] where it is not.
     pub fn check_mounted(&self, what: &'static str, path: &Path) -> Result<()> {
-        let fstab = fstab::parse(&self.layout.read_text(Path::new(FSTAB))?.unwrap_or_default());
+        let fstab = self.layout.fstab()?;
         let root = std::fs::canonicalize(self.layout.root()).at("realpath", self.layout.root())?;
         // An automount mounts as soon as somebody looks.
         drop(self.layout.open_dir(path));

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 use std::time::UNIX_EPOCH;
 
 use ephemeral_overlay::attributes::Handle;
@@ -25,6 +26,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("every_merge_renews_the_token", every_merge_renews_the_token),
     ("in_a_conflict_ram_wins_after_a_boot_through_the_hook", in_a_conflict_ram_wins_after_a_boot_through_the_hook),
     ("in_a_conflict_the_disk_wins_after_a_boot_from_it", in_a_conflict_the_disk_wins_after_a_boot_from_it),
+    ("what_was_changed_in_a_half_merged_directory_is_kept", what_was_changed_in_a_half_merged_directory_is_kept),
     ("the_same_change_on_both_sides_is_no_conflict", the_same_change_on_both_sides_is_no_conflict),
     ("a_full_lower_is_refused_before_the_first_write", a_full_lower_is_refused_before_the_first_write),
     ("a_read_only_lower_changes_nothing", a_read_only_lower_changes_nothing),
@@ -253,6 +255,27 @@ fn in_a_conflict_the_disk_wins_after_a_boot_from_it() {
     assert_eq!(fs::read(lost.join("both")).unwrap(), b"by ram");
     assert_eq!(fs::read(lost.join("new on both")).unwrap(), b"new by ram");
     assert_eq!(fs::read(lost.join("removed on disk")).unwrap(), b"by ram");
+    assert!(world.checkpoints().is_empty());
+}
+
+/// A merge is cut, the system is used from its disk, and then the merge is done: RAM wins, because half of it stands
+/// there already, but what was written in between is not lost.
+fn what_was_changed_in_a_half_merged_directory_is_kept() {
+    let (world, views) = three_checkpoints();
+    let merge = world.offline_command(&["merge"]);
+    let cut = Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=syncfs:signal=KILL:when=1"])
+        .arg(merge.get_program())
+        .args(merge.get_args())
+        .output()
+        .unwrap();
+    assert!(!cut.status.success() && world.store().join("merging").exists(), "the merge was not cut");
+    fs::write(world.at("etc/file2"), "by the system that ran from disk").unwrap();
+    expect(&world.syncd(&["checkpoint"]), 0);
+    expect(&world.offline(&["merge"]), 3);
+    snapshot::assert_same(&views[2], &etc(&world), "the disk is not the last checkpoint");
+    let kept = fs::read_to_string(world.store().join("conflicts/3/file2")).unwrap();
+    assert_eq!(kept, "by the system that ran from disk");
     assert!(world.checkpoints().is_empty());
 }
 

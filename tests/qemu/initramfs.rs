@@ -25,7 +25,7 @@ pub(crate) const TESTS: &[(&str, fn())] =
 /// What the root disk takes, beside its file system. Modules that a kernel has built in are left out.
 const DISK: [&str; 3] = ["virtio_pci", "virtio_blk", "dm_mod"];
 /// Where our programs are in it.
-const EARLY: &str = "/usr/lib/ephemeral-overlay/initramfs/early";
+const PROGRAMS: &str = "/usr/lib/ephemeral-overlay/initramfs";
 
 /// Which initramfs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,8 +38,8 @@ pub(crate) struct Initramfs {
     pub overlay: bool,
     /// With the module of another file system than the root's, too.
     pub also: Option<Fs>,
-    /// A shell script in the place of `early`.
-    pub early: Option<&'static str>,
+    /// One of our programs, and a shell script in its place; the program has `.real` at the end of its name then.
+    pub replaced: Option<(&'static str, &'static str)>,
 }
 
 /// What runs in an initramfs.
@@ -53,7 +53,7 @@ pub(crate) enum Flavour {
 
 impl Default for Initramfs {
     fn default() -> Self {
-        Self { flavour: Flavour::Busybox, hook: true, overlay: true, also: None, early: None }
+        Self { flavour: Flavour::Busybox, hook: true, overlay: true, also: None, replaced: None }
     }
 }
 
@@ -100,12 +100,15 @@ impl Initramfs {
         }
         for request in requests {
             match request {
-                Request::File { to, .. } if self.early.is_some() && to == Path::new(EARLY) => {
-                    archive.file(&to, 0o755, self.early.unwrap_or_default().as_bytes());
-                }
                 Request::File { source, to, mode } => {
                     let contents = fs::read(&source).with_context(|| format!("read {}", source.display()))?;
-                    archive.file(&to, mode, &contents);
+                    match self.replaced {
+                        Some((program, script)) if to == Path::new(PROGRAMS).join(program) => {
+                            archive.file(&to, mode, script.as_bytes());
+                            archive.file(&to.with_extension("real"), mode, &contents);
+                        }
+                        _ => archive.file(&to, mode, &contents),
+                    }
                 }
                 Request::Link { path, target } => archive.symlink(&path, &target),
                 Request::Directory { path, mode } => archive.directory(&path, mode),

@@ -8,7 +8,7 @@ use early::apply::{apply, create_run_dir, new_state};
 use early::facts::observe;
 use early::plan::{Plan, Step, plan};
 use ephemeral_overlay::config::{Activate, Config};
-use ephemeral_overlay::state::{BootState, Skipped};
+use ephemeral_overlay::state::{self, BootState, Skipped};
 use syncd::progress::Progress;
 use syncd::store::Store;
 use syncd::system::{System, check_known};
@@ -36,6 +36,7 @@ pub(crate) fn run(system: &System, named: &[PathBuf], progress: &Progress, json:
     if let Some(error) = &system.config_error {
         bail!("{error}; nothing is mounted");
     }
+    let _state = state::lock(system.layout.run_dir())?;
     let is_target = |path: &PathBuf| system.config.overlay.dirs.contains(path);
     // It is locked until the end: nobody else merges, or activates the same.
     let store = if paths.iter().any(is_target) { Some(open_store(system)) } else { None };

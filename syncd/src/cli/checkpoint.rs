@@ -26,7 +26,7 @@ pub(crate) fn run(system: &System, targets: &[PathBuf], dry_run: bool, json: boo
         tracing::info!("nothing is in RAM: {}", why_nothing(system));
     }
     if system.live && !dry_run {
-        note_this_boot(system)?;
+        note_this_boot(system, false)?;
     }
     if mounted.is_empty() {
         return finish(Vec::new(), json);
@@ -62,7 +62,7 @@ pub(crate) fn booted(system: &System) -> anyhow::Result<Outcome> {
     if !system.live {
         bail!("{} is not the running system", system.layout.root().display());
     }
-    note_this_boot(system)?;
+    note_this_boot(system, true)?;
     if !system.mounted_targets(&[])?.is_empty() {
         renew_reserve(system, &Store::open(&system.store_path()?)?);
     }
@@ -113,8 +113,9 @@ pub(crate) fn last(system: &System, store: &Store, target: &Path) -> syncd::Resu
 }
 
 /// Notes in the store that this boot came as far as here, and which targets are used from disk although checkpoints are
-/// pending: the disk's versions are newer. Of what still waits for its file system, `activate` decides.
-fn note_this_boot(system: &System) -> anyhow::Result<()> {
+/// pending: the disk's versions are newer. What waits for its file system is not used before that is there; at boot, not
+/// before `activate` has decided.
+fn note_this_boot(system: &System, at_boot: bool) -> anyhow::Result<()> {
     let path = system.store_path()?;
     if !path.is_dir() || matches!(system.check_mounted("the store", system.persist()), Err(Error::NotMounted { .. })) {
         return Ok(());
@@ -123,7 +124,9 @@ fn note_this_boot(system: &System) -> anyhow::Result<()> {
     store.reset_tries()?;
     for target in store.targets()? {
         let in_ram = system.boot.as_ref().is_some_and(|boot| boot.target(target.target()).is_some());
-        let waits = system.boot.as_ref().is_some_and(|boot| boot.deferred.iter().any(|path| path == target.target()));
+        let deferred =
+            system.boot.as_ref().is_some_and(|boot| boot.deferred.iter().any(|path| path == target.target()));
+        let waits = deferred && (at_boot || system.check_mounted("it", target.target()).is_err());
         if !in_ram && !waits && !target.sequences()?.is_empty() {
             target.note_disk_boot()?;
             tracing::warn!("{}: checkpoints are pending; `syncd merge` merges them", target.target().display());

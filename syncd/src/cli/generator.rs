@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 use ephemeral_overlay::Layout;
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::fstab::{self, Entry};
-use ephemeral_overlay::layout::FSTAB;
 use ephemeral_overlay::state::BootState;
 
 use super::Outcome;
@@ -64,7 +63,7 @@ fn generate(layout: &Layout, directory: &Path) -> anyhow::Result<()> {
         paths.extend(boot.targets.into_iter().map(|state| state.path));
         paths.push(boot.persist);
     }
-    let fstab = fstab::parse(&layout.read_text(Path::new(FSTAB))?.unwrap_or_default());
+    let fstab = layout.fstab()?;
     for (unit, text) in drop_ins(&paths, &fstab) {
         let directory = directory.join(unit + ".d");
         fs::create_dir_all(&directory).at("mkdir", &directory)?;
@@ -88,7 +87,7 @@ fn needs_network(entry: &Entry) -> bool {
 /// What is switched off with the default dependencies: the ordering at start comes back (systemd.mount(5)).
 fn text(entry: &Entry) -> String {
     let mut text =
-        "# Made by Ephemeral Overlay: see syncd(8).\n[Unit]\nDefaultDependencies=no\nAfter=local-fs-pre.target\n"
+        "# Made by Ephemeral Overlay: see its README.\n[Unit]\nDefaultDependencies=no\nAfter=local-fs-pre.target\n"
             .to_owned();
     if !entry.has("nofail") {
         text.push_str("Before=local-fs.target\n");

@@ -2,7 +2,8 @@
 //! still in RAM goes into a last checkpoint, and everything is merged. The machine then boots the same with or without
 //! the hook. It depends on no unit having run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use early::writable::Writable;
 use ephemeral_overlay::mountinfo;
@@ -15,6 +16,10 @@ use syncd::system::System;
 use super::report::{TargetReport, finish};
 use super::{Outcome, checkpoint, merge};
 
+/// Until when a merge may begin. systemd-shutdown gives all that it runs last 90 seconds and then goes on; a merge that is
+/// cut is finished at the next boot, but one that did not begin has cost nothing.
+const MERGES_BEGIN: Duration = Duration::from_secs(45);
+
 pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::Result<Outcome> {
     let targets = system.mounted_targets(&[])?;
     if targets.is_empty() {
@@ -22,16 +27,21 @@ pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::R
         drop_mounts(system);
         return finish(Vec::new(), json);
     }
-    // systemd-shutdown left them read-only. One that cannot be written to must not keep the others from being saved.
-    let root = system.layout.root().to_path_buf();
-    let binds = targets.iter().map(|target| system.layout.lower(target)).chain([system.layout.store_bind()]);
-    let make = |path| Writable::make([path]).inspect_err(|error| tracing::warn!("{error:#}")).ok();
-    let writable: Vec<_> = [root].into_iter().chain(binds).filter_map(make).collect();
-    // The bind is writable with its superblock; the root's own mount keeps a read-only flag beside it. A store that was
-    // made after the boot has no bind, and then the root was remounted as a whole.
-    let bind = system.layout.store_bind();
-    let store = Store::open(&if bind.join("targets").is_dir() { bind } else { system.store_path()? })?;
-    // All is saved before anything is merged: a merge may take the room that the last checkpoint of another target needs.
+    let begun = Instant::now();
+    let mut writable = Vec::new();
+    // systemd-shutdown left everything read-only. What cannot be written to must not keep the rest from being saved.
+    let mut make = |path: PathBuf| match Writable::make([path]) {
+        Ok(made) => writable.push(made),
+        Err(error) => tracing::warn!("{error:#}"),
+    };
+    // The root's own mount keeps a read-only flag beside its superblock's, and a store that was made after the boot has
+    // no bind.
+    make(system.layout.root().to_path_buf());
+    let bind = system.store_bind()?;
+    bind.iter().cloned().for_each(&mut make);
+    let store = Store::open(&bind.map_or_else(|| system.store_path(), Ok)?)?;
+    // All is saved before anything is merged: a merge may take the room that the last checkpoint of another target
+    // needs, or the time.
     for target in &targets {
         if let Err(error) = checkpoint::last(system, &store, target) {
             // It is tried again below, and said there.
@@ -40,7 +50,13 @@ pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::R
     }
     let mut reports = Vec::new();
     for target in &targets {
-        let report = match merge::one(system, &store, target, false, false, progress) {
+        make(system.layout.lower(target));
+        let merged = if begun.elapsed() < MERGES_BEGIN {
+            merge::one(system, &store, target, false, false, progress)
+        } else {
+            Err(Error::Alive { target: target.clone(), why: "the shutdown has no time left".to_owned() })
+        };
+        let report = match merged {
             Ok(Some(report)) => report,
             Ok(None) => continue,
             // A survivor: what it writes from now on is lost, what it wrote is not.
@@ -54,12 +70,25 @@ pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::R
         reports.push(report);
     }
     drop(store);
-    writable.into_iter().rev().try_for_each(Writable::undo)?;
+    let mut outcome = finish_disks(writable);
     // What could be neither merged nor saved is nowhere but in RAM.
     if reports.iter().all(|report| report.status != Outcome::Failed.status()) {
         drop_mounts(system);
     }
-    finish(reports, json)
+    outcome = outcome.max(finish(reports, json)?);
+    Ok(outcome)
+}
+
+/// Syncs what was made writable, and makes it read-only again, each whatever becomes of the others.
+fn finish_disks(writable: Vec<Writable>) -> Outcome {
+    let mut outcome = Outcome::Done;
+    for made in writable.into_iter().rev() {
+        if let Err(error) = made.undo() {
+            tracing::error!("{error:#}");
+            outcome = Outcome::Failed;
+        }
+    }
+    outcome
 }
 
 fn failed(target: &Path, error: Error) -> TargetReport {

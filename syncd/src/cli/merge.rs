@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::error::At;
-use ephemeral_overlay::state::BootState;
+use ephemeral_overlay::state::{self, BootState};
 use syncd::conflict::Winner;
 use syncd::merge::{MergeOptions, MergeStats};
 use syncd::progress::Progress;
@@ -114,6 +114,7 @@ pub(crate) fn one(
 
 /// Frees the RAM of a target whose upper was merged.
 fn discard(system: &System, target: &Path) -> syncd::Result<()> {
+    let _state = state::lock(system.layout.run_dir())?;
     // Read again: another target may have been released since.
     let Some(mut boot) = BootState::read(&system.layout.boot_state())? else { return Ok(()) };
     for state in boot.targets.iter_mut().filter(|state| state.path == target) {

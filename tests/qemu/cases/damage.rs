@@ -4,6 +4,7 @@ use super::{
     CHANGE, CHECKPOINT, Case, FILES, LAST_STAGE, LOOK, expect_disk, expect_overlays, expect_pending, expect_view,
     machine, machine_with_checkpoint,
 };
+use crate::initramfs::Initramfs;
 use crate::machine::{Boot, Machine, Setup};
 use crate::tools;
 use crate::vm::Fault;
@@ -12,6 +13,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("a_damaged_checkpoint_is_not_merged", damaged_checkpoint),
     ("a_full_disk_shows_the_checkpoint_from_ram", full_disk),
     ("a_full_store_has_room_for_the_last_checkpoint", full_store),
+    ("a_merge_that_stalls_is_shown_from_ram", stalled_merge),
     ("a_newer_format_is_left_alone", newer_format),
     ("a_checkpoint_of_another_state_of_the_disk_is_set_aside", restored_image),
     ("a_disk_that_refuses_writes_shows_the_checkpoint_from_ram", disk_refuses_writes),
@@ -55,6 +57,24 @@ fn full_disk(on: Setup) {
     let disk = machine.disk();
     expect_disk(&disk, true);
     expect_pending(&disk, 0);
+}
+
+/// The merge does not get on for half a minute: it is given up, and the boot shows the checkpoint from RAM. The next one
+/// merges it.
+fn stalled_merge(on: Setup) {
+    let mut machine = machine_with_checkpoint(on, "stalled_merge");
+    let script = "#!/bin/sh\n[ \"$1\" = merge ] && exec sleep 100000\nexec \"$0.real\" \"$@\"\n";
+    let initramfs = Initramfs { replaced: Some(("syncd", script)), ..Initramfs::default() };
+    let console = machine.boot(Boot { initramfs, ..Boot::default() }, &format!("{LOOK}\nshutdown"));
+    console.expect(console.says("no progress for 30 seconds"), "nothing was said of it");
+    expect_overlays(&console);
+    expect_view(&console, true);
+    let disk = machine.disk();
+    expect_disk(&disk, false);
+    expect_pending(&disk, 1);
+    let console = machine.boot(Boot::default(), &format!("{LOOK}\nshutdown"));
+    expect_view(&console, true);
+    expect_pending(&machine.disk(), 0);
 }
 
 /// A checkpoint of a newer format: the target stays as on disk, the checkpoint stays, and it is said what to do.

@@ -127,7 +127,7 @@ fn tries(on: Setup) {
 /// Boots a machine whose `early` is this shell script, and expects the disk, untouched, and `reason`.
 fn boots_without_early(on: Setup, name: &str, early: &'static str, reason: &str) {
     let mut machine = machine_with_checkpoint(on, name);
-    let initramfs = Initramfs { early: Some(early), ..Initramfs::default() };
+    let initramfs = Initramfs { replaced: Some(("early", early)), ..Initramfs::default() };
     let console = machine.boot(Boot { initramfs, ..Boot::default() }, &format!("{LOOK}\nshutdown"));
     expect_nothing_mounted(&console);
     expect_view(&console, false);

@@ -111,8 +111,12 @@ fn hanging_early(on: Setup) {
     let mut machine = Machine::new(on, "hanging_early", &[("/etc/kept", "disk\n")]);
     machine.boot_and_cut(Boot::default(), "write /etc/kept ram\nrun syncd checkpoint");
     let flavour = Flavour::Systemd(suite(on));
-    let initramfs = Initramfs { flavour, early: Some("#!/bin/sh\nexec sleep 100000\n"), ..Initramfs::default() };
-    let console = machine.boot(Boot { initramfs, ..Boot::default() }, "mounts\ncat /etc/kept\nshutdown");
+    let initramfs =
+        Initramfs { flavour, replaced: Some(("early", "#!/bin/sh\nexec sleep 100000\n")), ..Initramfs::default() };
+    let ended = "sh journalctl --boot --no-pager --unit ephemeral-overlay-early.service | grep --count 'timed out'";
+    let console =
+        machine.boot(Boot { initramfs, ..Boot::default() }, &format!("mounts\ncat /etc/kept\n{ended}\nshutdown"));
+    console.expect(console.exits() == ["0"], "it was not systemd that ended it");
     console.expect(console.mounts("/etc").is_empty(), "there is an overlay");
     console.expect(console.file("/etc/kept").as_deref() == Some("disk"), "the disk is not what it was");
     assert!(!machine.disk().checkpoints("/etc").is_empty(), "the checkpoint is gone");

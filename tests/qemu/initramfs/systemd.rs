@@ -98,13 +98,14 @@ pub(super) fn skeleton(archive: &mut Archive, root: &Path, modules: &[String]) -
     }
     directories(archive);
     let mut copy = |path: &Path| -> Result<()> {
-        let source = root.join(path);
+        let source = resolved(root, path)?;
         let mode = fs::metadata(&source).with_context(|| format!("stat {}", source.display()))?.permissions().mode();
         let contents = fs::read(&source).with_context(|| format!("read {}", source.display()))?;
         archive.file(path, mode & 0o7777, &contents);
         Ok(())
     };
-    let mut programs: Vec<&str> = PROGRAMS.into_iter().filter(|path| root.join(path).exists()).collect();
+    let is_there = |path: &&str| root.join(path).symlink_metadata().is_ok();
+    let mut programs: Vec<&str> = PROGRAMS.into_iter().filter(is_there).collect();
     for path in &programs {
         copy(Path::new(path))?;
     }
@@ -186,6 +187,16 @@ pub(super) fn modules(archive: &mut Archive, kernel: &Kernel, files: &[PathBuf])
         archive.file(&Path::new("/usr").join(&below).join(path), 0o644, &contents);
     }
     Ok(())
+}
+
+/// Where a path of the tree at `root` leads; an absolute symlink stays in the tree.
+fn resolved(root: &Path, path: &Path) -> Result<PathBuf> {
+    let mut path = path.to_path_buf();
+    while let Ok(target) = fs::read_link(root.join(&path)) {
+        path = path.parent().context("a parent")?.join(target);
+        path = path.strip_prefix("/").unwrap_or(&path).to_path_buf();
+    }
+    Ok(root.join(path))
 }
 
 /// The libraries that programs of the tree at `root` need.
