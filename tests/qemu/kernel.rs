@@ -126,6 +126,15 @@ fn newest_kept(cache: &Path, series: &str) -> Option<PathBuf> {
     Some(cache.join(newest))
 }
 
+/// The packages in which newer releases have what is in a kernel's own package elsewhere.
+fn parts(suite: Option<Suite>, package: &str) -> Result<Vec<String>> {
+    let version = package.trim_start_matches("linux-image-").trim_end_matches("-unsigned").replace('+', "[+]");
+    let pattern = format!("^linux-(base|binary|modules)-{version}$");
+    let listed = tools::finish(debian::apt("apt-cache", suite)?.args(["search", "--names-only", &pattern]))?;
+    let listed = String::from_utf8(listed)?;
+    Ok(listed.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
+}
+
 /// The directory of a package in the cache: `root` with what is in it, and `vmlinux`.
 fn fetch(suite: Option<Suite>, cache: &Path, package: &str, file: &str) -> Result<PathBuf> {
     let directory = cache.join(file.trim_end_matches(".deb"));
@@ -133,15 +142,25 @@ fn fetch(suite: Option<Suite>, cache: &Path, package: &str, file: &str) -> Resul
         return Ok(directory);
     }
     let fresh = tempfile::Builder::new().prefix(".fetch-").tempdir_in(cache).context("mkdtemp")?;
-    tools::finish(debian::apt("apt-get", suite)?.args(["download", package]).current_dir(fresh.path()))?;
-    let deb = fs::read_dir(fresh.path())?.flatten().map(|entry| entry.path()).next().context("apt-get left no file")?;
+    let mut download = debian::apt("apt-get", suite)?;
+    download.args(["download", package]).args(parts(suite, package)?);
+    tools::finish(download.current_dir(fresh.path()))?;
+    let debs: Vec<PathBuf> = fs::read_dir(fresh.path())?.flatten().map(|entry| entry.path()).collect();
     let root = fresh.path().join("root");
-    run("dpkg-deb", &[Path::new("-x"), &deb, &root])?;
-    fs::remove_file(&deb).with_context(|| format!("unlink {}", deb.display()))?;
+    for deb in debs {
+        run("dpkg-deb", &[Path::new("-x"), &deb, &root])?;
+        fs::remove_file(&deb).with_context(|| format!("unlink {}", deb.display()))?;
+    }
+    if !root.join("lib").exists() {
+        std::os::unix::fs::symlink("usr/lib", root.join("lib")).context("symlink lib")?;
+    }
     let version = only_child(&root.join("lib/modules"))?;
     let version = version.file_name().context("a version")?.to_string_lossy().into_owned();
     run("depmod", &["-b".as_ref(), root.as_os_str(), version.as_ref()])?;
-    let packed = fs::read(root.join("boot").join(format!("vmlinuz-{version}"))).context("read vmlinuz")?;
+    let places =
+        [root.join("boot").join(format!("vmlinuz-{version}")), root.join("lib/modules").join(&version).join("vmlinuz")];
+    let image = places.into_iter().find(|path| path.exists()).context("the package has no kernel")?;
+    let packed = fs::read(&image).with_context(|| format!("read {}", image.display()))?;
     fs::write(fresh.path().join("vmlinux"), unpacked(&packed, fresh.path())?).context("write vmlinux")?;
     match fs::rename(fresh.path(), &directory) {
         // Another run was faster.

@@ -82,7 +82,10 @@ fn expect_last_words(disk: &Disk, console: &Console, number: usize) {
     let verified = journalctl(disk, &["--verify"]).output().unwrap();
     console.expect(verified.status.success(), &tools::text(&verified));
     let text = journal(disk);
-    console.expect(text.contains("last words of ordinary"), "the journal has not what a service said at its end");
+    console.expect(
+        text.contains("last words of ordinary"),
+        &format!("the journal has not what a service said at its end:\n{text}"),
+    );
 }
 
 fn journalctl(disk: &Disk, words: &[&str]) -> Command {
