@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use tempfile::TempDir;
 
 use crate::tools::run;
@@ -104,6 +104,14 @@ impl Disk {
             names.filter(|name| Path::new(name).extension().is_some_and(|extension| extension == "ckpt")).collect();
         names.sort();
         names
+    }
+
+    /// Mounts `/proc` on it, for its programs; it goes with the disk.
+    pub(crate) fn mount_proc(&self) {
+        let at = self.at("/proc");
+        if !at.join("self").exists() {
+            mount_bind("/proc", &at).unwrap();
+        }
     }
 
     /// A target's directory in the store, which is in `/persist`, or is what the disk is there for.

@@ -88,7 +88,9 @@ fn expect_last_words(disk: &Disk, console: &Console, number: usize) {
     );
 }
 
+/// The release's own journalctl: an older one does not know the newer file format.
 fn journalctl(disk: &Disk, words: &[&str]) -> Command {
+    disk.mount_proc();
     let mut command = tools::command("chroot").unwrap();
     command.arg(disk.at("/")).arg("journalctl").args(words).arg("--directory").arg("/var/log/journal");
     command

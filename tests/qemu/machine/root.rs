@@ -15,14 +15,13 @@ use crate::disk::{Disk, Fs};
 use crate::package;
 use crate::tools::{kept, run, which};
 
-/// Follows the script of a boot under systemd.
+/// Follows the script of a boot under systemd. A file to systemd: to a terminal it would talk first.
 const GUEST_UNIT: &str = "\
 [Unit]
 After=multi-user.target systemd-user-sessions.service
 [Service]
 ExecStart=/usr/bin/qemu-guest
-StandardOutput=tty
-TTYPath=/dev/ttyS0
+StandardOutput=file:/dev/ttyS0
 [Install]
 WantedBy=graphical.target
 ";
