@@ -14,11 +14,13 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("a_soft_reboot_keeps_what_is_in_ram", soft_reboot),
 ];
 
-/// Writes to a log until it is stopped, and once more then.
+/// Writes to a log until it is stopped, and once more then; and to a file in `/etc`, which no journald keeps from being
+/// unmounted.
 pub(super) const WRITER: &str = "\
 #!/bin/sh
-trap 'echo last words >>/var/log/$1; logger --tag eo-test last words of $1; exit' TERM
-while :; do echo line >>/var/log/$1; sleep 1; done
+say() { echo \"$1\" >>/var/log/$2; echo \"$1\" >>/etc/$2; }
+trap 'say \"last words\" $1; logger --tag eo-test last words of $1; exit' TERM
+while :; do say line $1; sleep 1; done
 ";
 /// A service as any other: stopped while the system goes down. What it starts in its last moment is not killed.
 pub(super) const ORDINARY: (&str, &str) = (
@@ -68,8 +70,8 @@ fn last_words(on: Setup) {
 
 #[track_caller]
 fn expect_last_words(disk: &Disk, console: &Console, number: usize) {
-    for log in ["ordinary", "late"] {
-        let text = disk.file(&format!("/var/log/{log}")).unwrap_or_default();
+    for log in ["/var/log/ordinary", "/var/log/late", "/etc/ordinary", "/etc/late"] {
+        let text = disk.file(log).unwrap_or_default();
         let ends = text.lines().filter(|line| *line == "last words").count();
         console.expect(
             text.ends_with("last words") && ends == number,
