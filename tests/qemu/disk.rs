@@ -50,14 +50,14 @@ impl Disk {
             .and_then(|file| file.set_len(megabytes << 20))
             .with_context(|| format!("create {}", image.display()))?;
         run(&format!("mkfs.{}", fs.name()), &["-q".as_ref(), image.as_os_str()])?;
-        let mount = Mount::of(image)?;
+        let mount = Mount::of(image, fs)?;
         run("cp", &["-a".as_ref(), root.join(".").as_os_str(), mount.path.as_os_str()])?;
         mount.end()
     }
 
     /// Changes what is on an image, by `change`, which is given the mounted root.
-    pub(crate) fn edit(image: &Path, change: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-        let mount = Mount::of(image)?;
+    pub(crate) fn edit(image: &Path, fs: Fs, change: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let mount = Mount::of(image, fs)?;
         change(&mount.path)?;
         mount.end()
     }
@@ -69,13 +69,13 @@ impl Disk {
         // Sparse, as fs::copy would not leave it.
         run("cp", &["--sparse=always".as_ref(), image.as_os_str(), copy.as_os_str()])?;
         // Not what we are about, but a damaged file system would explain a lot.
-        Mount::of(&copy)?.end()?;
+        Mount::of(&copy, fs)?.end()?;
         match fs {
             Fs::Ext4 => run("e2fsck", &["-f".as_ref(), "-n".as_ref(), copy.as_os_str()])?,
             Fs::Btrfs => run("btrfs", &["check".as_ref(), copy.as_os_str()])?,
             Fs::Xfs => run("xfs_repair", &["-n".as_ref(), copy.as_os_str()])?,
         };
-        let mut mount = Mount::of(&copy)?;
+        let mut mount = Mount::of(&copy, fs)?;
         mount.image = Some(directory);
         Ok(Self { mount })
     }
@@ -133,11 +133,13 @@ struct Mount {
 }
 
 impl Mount {
-    fn of(image: &Path) -> Result<Self> {
+    fn of(image: &Path, fs: Fs) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("eo-mount-").tempdir().context("mkdtemp")?;
         let path = directory.path().join("root");
         fs::create_dir(&path).context("mkdir")?;
-        run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_os_str(), path.as_os_str()])?;
+        // Of a disk and its copies more than one may be mounted.
+        let options = if fs == Fs::Xfs { "loop,nouuid" } else { "loop" };
+        run("mount", &["-o".as_ref(), options.as_ref(), image.as_os_str(), path.as_os_str()])?;
         Ok(Self { path, _directory: directory, image: None })
     }
 

@@ -107,7 +107,7 @@ impl Machine {
     pub(crate) fn add_disk(&mut self, fs: Fs, megabytes: u64, fill: impl FnOnce(&Path) -> Result<()>) {
         let path = self.disks[0].with_file_name(format!("disk{}", self.disks.len()));
         let empty = tempfile::Builder::new().prefix("eo-empty-").tempdir().expect("mkdtemp");
-        let made = Disk::create(&path, fs, megabytes, empty.path()).and_then(|()| Disk::edit(&path, fill));
+        let made = Disk::create(&path, fs, megabytes, empty.path()).and_then(|()| Disk::edit(&path, fs, fill));
         made.unwrap_or_else(|error| panic!("another disk: {error:#}"));
         self.disks.push(path);
     }
@@ -115,7 +115,7 @@ impl Machine {
     /// Changes its disk while it is off.
     #[track_caller]
     pub(crate) fn edit(&self, change: impl FnOnce(&Path) -> Result<()>) {
-        Disk::edit(&self.disks[0], change).unwrap_or_else(|error| panic!("{error:#}"));
+        Disk::edit(&self.disks[0], self.on.fs, change).unwrap_or_else(|error| panic!("{error:#}"));
     }
 
     /// Boots, follows `script` to its end, and expects a good verdict.

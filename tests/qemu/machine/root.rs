@@ -49,7 +49,7 @@ pub(super) fn create(image: &Path, on: Setup, files: &[(&str, &str)]) -> Result<
         System::Debian(suite) => {
             let base = debian(suite, on)?;
             run("cp", &["--sparse=always".as_ref(), base.as_os_str(), image.as_os_str()])?;
-            Disk::edit(image, |root| put(root, files))
+            Disk::edit(image, on.fs, |root| put(root, files))
         }
     }
 }
@@ -110,7 +110,7 @@ fn debian(suite: Suite, on: Setup) -> Result<PathBuf> {
     let tree = suite.root()?;
     let path = kept(&format!("{}-{}.img", suite.name(), on.fs.name()));
     Disk::create(&path, on.fs, on.measures().1, &tree)?;
-    Disk::edit(&path, |root| {
+    Disk::edit(&path, on.fs, |root| {
         package::install(root)?;
         fs::copy(Binaries::get()?.path("qemu-guest"), root.join("usr/bin/qemu-guest")).context("copy qemu-guest")?;
         fs::write(root.join("etc/machine-id"), format!("{MACHINE_ID}\n")).context("write machine-id")?;
