@@ -37,10 +37,11 @@ const ELSEWHERE: [&str; 6] = [
 ];
 /// The release of which some cases boot always, and those.
 const EVERYDAY_DEBIAN: Suite = Suite::Trixie;
-const EVERYDAY_CASES: [&str; 4] = [
+const EVERYDAY_CASES: [&str; 5] = [
     "the_main_job_from_a_busybox_initramfs",
     "the_main_job_from_a_systemd_initramfs",
     "last_words_and_five_clean_journals",
+    "last_words_are_kept_where_no_journal_holds_the_log",
     "a_separate_log_is_activated_late",
 ];
 

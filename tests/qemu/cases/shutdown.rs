@@ -10,12 +10,12 @@ use crate::tools;
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("last_words_and_five_clean_journals", last_words),
+    ("last_words_are_kept_where_no_journal_holds_the_log", last_words_without_journal),
     ("a_survivor_is_left_pending_and_merged_at_the_next_boot", survivor),
     ("a_soft_reboot_keeps_what_is_in_ram", soft_reboot),
 ];
 
-/// Writes to a log until it is stopped, and once more then; and to a file in `/etc`, which no journald keeps from being
-/// unmounted.
+/// Writes to a log and to a file in `/etc` until it is stopped, and once more then.
 pub(super) const WRITER: &str = "\
 #!/bin/sh
 say() { echo \"$1\" >>/var/log/$2; echo \"$1\" >>/etc/$2; }
@@ -66,6 +66,22 @@ fn last_words(on: Setup) {
         let kept = |journal: &str| journal.contains(words);
         assert!(kept(&ours) || !kept(&plain), "a plain system keeps {words:?}");
     }
+}
+
+/// journald has its file in RAM only, so nothing is open in `/var/log` when systemd unmounts what it may. A service that
+/// only the final kill ends writes into the overlay nevertheless.
+fn last_words_without_journal(on: Setup) {
+    let volatile = ("/etc/systemd/journald.conf.d/volatile.conf", "[Journal]\nStorage=volatile\n");
+    let files = [("/usr/local/bin/writer", WRITER), ORDINARY, LATE, volatile];
+    let mut machine = Machine::new(on, "last_words_without_journal", &files);
+    let console = machine.boot(Boot::default(), "mounts\nsh sleep 3\nshutdown");
+    super::expect_overlays(&console);
+    let disk = machine.disk();
+    for log in ["/var/log/ordinary", "/var/log/late"] {
+        let text = disk.file(log).unwrap_or_default();
+        console.expect(text.ends_with("last words"), &format!("{log} has lost its last words:\n{text}"));
+    }
+    assert!(disk.checkpoints("/var/log").is_empty(), "something is pending");
 }
 
 #[track_caller]
