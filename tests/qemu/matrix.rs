@@ -60,6 +60,10 @@ pub(crate) fn tests(full: bool) -> Vec<Test> {
             for (module, cases) in cases::MINIMAL {
                 for &(name, case) in cases {
                     let here = (series, fs);
+                    // XFS writes to its log when it is mounted, read-only or not: there is no boot from such a disk.
+                    if fs == Fs::Xfs && name == "a_disk_that_refuses_writes_shows_the_checkpoint_from_ram" {
+                        continue;
+                    }
                     if full || here == EVERYDAY || OTHERS.contains(&here) && ELSEWHERE.contains(&name) {
                         let name = format!("linux_{series}::{}::{module}::{name}", fs.name());
                         tests.push(Test { name, series, fs, system: System::Minimal, case });
