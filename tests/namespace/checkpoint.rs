@@ -274,7 +274,7 @@ fn a_disputed_deletion_gives_3_and_is_not_recorded() {
     world.checkpoint();
     // Files jump from one directory to the other and back as fast as they can.
     let stop = AtomicBool::new(false);
-    let mut disputed = 0;
+    let (mut disputed, mut last) = (0, String::new());
     std::thread::scope(|scope| {
         // Also when an assertion fails: the scope waits for its threads.
         let _stop = StopAtEnd(&stop);
@@ -291,6 +291,7 @@ fn a_disputed_deletion_gives_3_and_is_not_recorded() {
         let end = Instant::now() + Duration::from_secs(20);
         while disputed < 3 && Instant::now() < end {
             let output = world.syncd(&["checkpoint"]);
+            last = text(&output);
             match tools::code(&output) {
                 3 => disputed += usize::from(text(&output).contains("its loss is not recorded")),
                 0 => {}
@@ -304,7 +305,9 @@ fn a_disputed_deletion_gives_3_and_is_not_recorded() {
     for number in 0..40 {
         let name = format!("moving{number}");
         let found = ["a", "b"].iter().filter(|directory| etc.join(directory).join(&name).exists()).count();
-        assert!(found > 0, "{name} is gone");
+        // Where names never stood still it is said that one may be missing.
+        let is_said = last.contains("one that was being moved may be missing");
+        assert!(found > 0 || is_said, "{name} is gone, and the last checkpoint said: {last}");
     }
 }
 
