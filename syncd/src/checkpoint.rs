@@ -96,6 +96,10 @@ pub fn take(store: &TargetStore, upper: &Tree, lower: &Tree, options: &Checkpoin
     for restart in 1.. {
         job.patient = restart < RESTARTS;
         let scan = job.scan(&mut stats)?;
+        if !job.patient {
+            // What is passed over because it moves on may be what a lost name was renamed to.
+            job.hold_losses(&scan, &mut stats);
+        }
         match job.record(store, &scan, &mut stats) {
             Err(Error::Moved { path }) if restart < RESTARTS_MAX => {
                 if !job.patient {

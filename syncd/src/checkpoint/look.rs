@@ -43,14 +43,19 @@ impl Job<'_> {
                 break;
             }
             if last {
-                let disputed = losses(&scan);
                 stats.unsettled = true;
-                self.held.extend(diff::held(&disputed, &scan));
-                stats.disputed.extend(disputed);
+                self.hold_losses(&scan, stats);
             }
         }
         self.mark_opaque(&mut scan)?;
         Ok(scan)
+    }
+
+    /// Believes no loss: none is recorded, and each is reported.
+    pub(super) fn hold_losses(&mut self, scan: &[Found], stats: &mut CheckpointStats) {
+        let losses = diff::losses(&self.past.net, scan, |path| self.lower_is_dir(path));
+        self.held.extend(diff::held(&losses, scan));
+        stats.disputed.extend(losses);
     }
 
     fn lower_is_dir(&self, path: &RelPath) -> bool {
