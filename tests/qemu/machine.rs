@@ -47,7 +47,7 @@ impl Setup {
     /// The memory of a machine in MiB, the least size of its disk, and how long a boot with a script may take.
     fn measures(&self) -> (u32, u64, Duration) {
         match self.system {
-            System::Minimal => (256, self.fs.least(), Duration::from_secs(120)),
+            System::Minimal => (256, self.fs.least(), Duration::from_secs(240)),
             System::Debian(_) => (640, 1024, Duration::from_secs(400)),
         }
     }
