@@ -1,11 +1,11 @@
 //! What lower has at a path, reduced to what tells that somebody changed it on disk. Times alone are no change.
 
 use ephemeral_overlay::error::At;
-use rustix::fs::FileType;
+use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 use serde::Serialize;
 
-use crate::content::{self, NoSink};
+use crate::content;
 use crate::digest::{self, Digest};
 use crate::entry::{Base, Kind};
 use crate::error::{Error, Result};
@@ -43,16 +43,18 @@ fn whole_or_dir(lower: &Tree, path: &RelPath, hides: bool, seed: u64) -> Result<
     let mut buffer = Vec::new();
     let mut lines = Vec::new();
     for found in &found {
-        let (meta, kind, content) = match &found.object {
-            Object::File(meta) => {
+        let (owner, kind, content) = match &found.object {
+            Object::File => {
                 let file = lower.open_file(&found.path)?;
-                let read = content::read(&file, seed, &mut buffer, &lower.show(&found.path), &mut NoSink)?;
-                (meta, None, Some(read.digest))
+                let shown = lower.show(&found.path);
+                let read = content::hash(&file, seed, &mut buffer, &shown)?;
+                let stat = fstat(&file).at("fstat", &shown)?;
+                ((stat.st_mode & 0o7777, stat.st_uid, stat.st_gid), None, Some(read.digest))
             }
-            Object::Other(kind, meta) => (meta, Some(kind), None),
+            Object::Other(kind, meta) => ((meta.mode, meta.uid, meta.gid), Some(kind), None),
             Object::Whiteout => continue,
         };
-        lines.push(Line { path: &found.path, owner: (meta.mode, meta.uid, meta.gid), kind, content });
+        lines.push(Line { path: &found.path, owner, kind, content });
     }
     let bytes = postcard::to_stdvec(&lines)
         .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidInput, error))

@@ -1,12 +1,12 @@
 //! A target's checkpoints since its last merge, and their pure composition into one net state.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::path::Path;
 
 use ephemeral_overlay::token::Token;
 
 use crate::digest::Digest;
-use crate::entry::{Base, Change, Content, State};
+use crate::entry::{Base, Change, Content, State, Stretch};
 use crate::error::{Error, Result};
 use crate::format::Relation;
 use crate::format::read::Checkpoint;
@@ -172,7 +172,24 @@ impl Chain {
         if let Some((_, after)) = pairs.find(|(before, after)| !follows(before, after)) {
             return Err(damaged(after, "it does not follow the checkpoint before it"));
         }
-        Ok(Some(Self { checkpoints }))
+        let chain = Self { checkpoints };
+        chain.check_references()?;
+        Ok(Some(chain))
+    }
+
+    /// Checks that whatever a file takes from an earlier checkpoint is there.
+    fn check_references(&self) -> Result<()> {
+        for (index, checkpoint) in self.checkpoints.iter().enumerate() {
+            let nodes = checkpoint.changes.iter().filter_map(|change| change.state.node()?.content());
+            for stretch in nodes.flat_map(|content| &content.stretches).filter(|stretch| stretch.back > 0) {
+                let from = usize::try_from(stretch.back).ok().and_then(|back| index.checked_sub(back));
+                let there = from.map_or(0, |from| self.checkpoints[from].data_len());
+                if stretch.data.saturating_add(stretch.length) > there {
+                    return Err(checkpoint.damaged("it takes data from where there is none"));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The checkpoints, oldest first; never empty.
@@ -239,20 +256,78 @@ impl Chain {
         Ok(net)
     }
 
-    /// Hands out the bytes of a file that checkpoint `seq` holds.
+    /// Hands out the bytes of a file as checkpoint `seq` has it, each piece with its offset in the file.
     ///
     /// # Errors
     /// When they cannot be read, or `sink` fails.
     pub fn contents(
-        &mut self,
+        &self,
         seq: u64,
         content: &Content,
+        frames: &mut FrameCache,
         sink: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
+        self.stretches(seq, content.stretches.iter().copied(), frames, sink)
+    }
+
+    /// The same, of some stretches of a file.
+    ///
+    /// # Errors
+    /// As [`Chain::contents`].
+    pub fn stretches(
+        &self,
+        seq: u64,
+        stretches: impl Iterator<Item = Stretch>,
+        frames: &mut FrameCache,
+        sink: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        for stretch in stretches {
+            let from = &self.checkpoints[self.index(seq - stretch.back)];
+            let mut done = 0;
+            while done < stretch.length {
+                let at = stretch.data + done;
+                let Some((number, begins)) = from.frame_of(at) else {
+                    return Err(from.damaged("a stretch lies outside its data"));
+                };
+                let bytes = frames.get(from, number)?;
+                let within = usize::try_from(at - begins).unwrap_or(usize::MAX);
+                let left = usize::try_from(stretch.length - done).unwrap_or(usize::MAX);
+                let piece = &bytes[within..];
+                let piece = &piece[..piece.len().min(left)];
+                sink(stretch.offset + done, piece)?;
+                done += piece.len() as u64;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where checkpoint `seq`, which the chain has, is in it.
+    fn index(&self, seq: u64) -> usize {
         // The numbers are contiguous: checked when the chain was put together.
-        let first = self.checkpoints[0].header.sequence;
-        let at = usize::try_from(seq.saturating_sub(first)).unwrap_or(usize::MAX);
-        self.checkpoints.get_mut(at).map_or(Ok(()), |checkpoint| checkpoint.contents(content, sink))
+        usize::try_from(seq - self.checkpoints[0].header.sequence).unwrap_or(usize::MAX)
+    }
+}
+
+/// The frames that one thread read last: a file's changed pages lie between those of an earlier checkpoint.
+#[derive(Debug, Default)]
+pub struct FrameCache(VecDeque<(u64, usize, Vec<u8>)>);
+
+impl FrameCache {
+    const MAX: usize = 4;
+
+    fn get(&mut self, checkpoint: &Checkpoint, number: usize) -> Result<&[u8]> {
+        let key = (checkpoint.header.sequence, number);
+        let found = match self.0.iter().position(|(seq, number, _)| (*seq, *number) == key) {
+            Some(at) => self.0.remove(at),
+            None => None,
+        };
+        let entry = match found {
+            Some(entry) => entry,
+            None => (key.0, key.1, checkpoint.read_frame(number)?),
+        };
+        self.0.truncate(Self::MAX - 1);
+        self.0.push_front(entry);
+        Ok(&self.0[0].2)
     }
 }
 

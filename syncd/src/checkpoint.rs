@@ -4,6 +4,8 @@
 //! gone or newly hidden) is believed only when two scans agree on it and nothing was renamed between them, because a
 //! live scan can see a file that is being moved in neither place.
 
+mod capture;
+mod known;
 mod look;
 mod past;
 mod write;
@@ -108,6 +110,7 @@ pub fn take(store: &TargetStore, upper: &Tree, lower: &Tree, options: &Checkpoin
                 }
             }
             Err(Error::Moved { .. }) => break,
+            Err(error @ Error::Damaged { .. }) if job.past.chain.is_some() => job.past.forget(&error, &mut stats),
             Err(error) => return Err(error),
             Ok(()) => {
                 stats.disputed.sort_unstable();
@@ -132,8 +135,8 @@ struct Job<'a> {
 impl Job<'_> {
     /// Finds the changes and writes them, if there are any.
     fn record(&self, store: &TargetStore, scan: &[Found], stats: &mut CheckpointStats) -> Result<()> {
-        let digests = self.hash(scan)?;
-        let mut drafts = diff::diff(&self.past.net, scan, &digests, &self.held);
+        let looked = self.look(scan)?;
+        let mut drafts = diff::diff(&self.past.net, scan, &looked, &self.held);
         if self.is_nothing(&drafts)? {
             return Ok(());
         }
@@ -152,7 +155,7 @@ impl Job<'_> {
         }
         stats.full = matches!(relation, Relation::Full { .. });
         let sequence = store.next_sequence()?;
-        let written = self.write(store, sequence, relation, &drafts, stats)?;
+        let written = self.write(store, sequence, relation, &drafts, &looked, stats)?;
         stats.sequence = Some(sequence);
         stats.written_bytes = written.bytes;
         // Only now: until the new one is durable the old ones are all that a cut leaves.

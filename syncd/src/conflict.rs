@@ -8,20 +8,21 @@ use std::path::Path;
 
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::token::Token;
-use rustix::fs::{AtFlags, FileType, makedev, statat};
-use rustix::io::Errno;
+use rayon::prelude::*;
 
 use crate::base;
-use crate::chain::{Chain, Net};
-use crate::content::{self, NoSink, Sink};
+use crate::chain::{Chain, FrameCache, Net, Recorded};
+use crate::content;
+use crate::digest::Digest;
 use crate::durable;
 use crate::entry::{Base, Content, Kind, Node, State};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::existing::Existing;
 use crate::path::RelPath;
 use crate::place::{Into, Place};
-use crate::scan::{Object, View, scan_below};
+use crate::scan::{Object, View, file_meta, scan_below};
 use crate::store::TargetStore;
-use crate::tree::Tree;
+use crate::tree::{Tree, is_nothing};
 
 /// The store is ours alone: nobody guesses names in it.
 const COPIES: Token = Token(0);
@@ -40,20 +41,25 @@ pub enum Winner {
 /// # Errors
 /// Whatever reading lower says.
 pub fn find(net: &Net, lower: &Tree, seed: u64) -> Result<Vec<RelPath>> {
+    let with_base: Vec<_> = net.entries.iter().filter(|(path, _)| net.bases.contains_key(*path)).collect();
+    let differs = |(path, recorded): &(&RelPath, &Recorded)| {
+        let base = &net.bases[*path];
+        let hides = !matches!(base, Base::Dir { .. });
+        Ok(*base != Base::Unknown
+            && base::capture(lower, path, hides, seed)? != *base
+            && !is_as_wanted(lower, path, &recorded.state, seed)?)
+    };
+    let differing: Vec<bool> = with_base.par_iter().map(differs).collect::<Result<_>>()?;
     let mut found: Vec<RelPath> = Vec::new();
     // A conflict that is about a whole object covers what is below it.
     let mut covered: Option<&RelPath> = None;
-    for (path, recorded) in &net.entries {
-        let Some(base) = net.bases.get(path) else { continue };
-        if *base == Base::Unknown || covered.is_some_and(|above| path.is_below(above)) {
+    for ((path, _), _) in with_base.iter().zip(differing).filter(|(_, differs)| *differs) {
+        if covered.is_some_and(|above| path.is_below(above)) {
             continue;
         }
-        let hides = !matches!(base, Base::Dir { .. });
-        if base::capture(lower, path, hides, seed)? != *base && !is_as_wanted(lower, path, &recorded.state, seed)? {
-            found.push(path.clone());
-            if hides || lower.open_dir(path).is_err() {
-                covered = Some(path);
-            }
+        found.push((*path).clone());
+        if !matches!(net.bases[*path], Base::Dir { .. }) || lower.open_dir(path).is_err() {
+            covered = Some(path);
         }
     }
     Ok(found)
@@ -61,47 +67,18 @@ pub fn find(net: &Net, lower: &Tree, seed: u64) -> Result<Vec<RelPath>> {
 
 /// Whether lower has at `path` what a merge would make.
 fn is_as_wanted(lower: &Tree, path: &RelPath, state: &State, seed: u64) -> Result<bool> {
-    let stat = lower.stat(path)?;
-    let (Some(stat), State::Present(node)) = (stat, state) else {
-        return Ok(stat.is_none() && *state == State::Deleted);
+    let parent = match lower.open_parent(path) {
+        Err(error) if is_nothing(error.errno()) => return Ok(*state == State::Deleted),
+        other => other?,
     };
-    Ok(!node.is_opaque()
-        && stat.st_mode & 0o7777 == node.meta.mode
-        && (stat.st_uid, stat.st_gid) == (node.meta.uid, node.meta.gid)
-        && has_kind_and_content(lower, path, node, seed)?)
-}
-
-/// Whether lower has an object of this kind at `path`, with this content.
-///
-/// # Errors
-/// Whatever reading lower says.
-pub fn has_kind_and_content(lower: &Tree, path: &RelPath, node: &Node, seed: u64) -> Result<bool> {
-    let parent = lower.open_parent(path)?;
-    let name = if path.is_root() { ".".as_ref() } else { path.name() };
-    let shown = lower.show(path);
-    let stat = match statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT) => return Ok(false),
-        other => other.at("fstatat", &shown)?,
-    };
-    Ok(match (&node.kind, FileType::from_raw_mode(stat.st_mode)) {
-        (Kind::Dir { .. }, FileType::Directory) | (Kind::Fifo, FileType::Fifo) | (Kind::Socket, FileType::Socket) => {
-            true
-        }
-        (Kind::Symlink { target }, FileType::Symlink) => {
-            *target == crate::tree::read_link(parent.as_fd(), name, &shown)?
-        }
-        (Kind::Device { block: true, major, minor }, FileType::BlockDevice)
-        | (Kind::Device { block: false, major, minor }, FileType::CharacterDevice) => {
-            stat.st_rdev == makedev(*major, *minor)
-        }
-        (Kind::File(content), FileType::RegularFile) => {
-            u64::try_from(stat.st_size) == Ok(content.size) && {
-                let file = lower.open_file(path)?;
-                content::read(&file, seed, &mut Vec::new(), &shown, &mut NoSink)?.digest == content.digest
-            }
-        }
-        _ => false,
-    })
+    match (Existing::at(lower, parent.as_fd(), path)?, state) {
+        (None, state) => Ok(*state == State::Deleted),
+        (Some(existing), State::Present(node)) => Ok(!node.is_opaque()
+            && existing.stat.st_mode & 0o7777 == node.meta.mode
+            && (existing.stat.st_uid, existing.stat.st_gid) == (node.meta.uid, node.meta.gid)
+            && existing.has_kind_and_content(node, seed)?),
+        _ => Ok(false),
+    }
 }
 
 /// Puts the versions that lose into the store, durably, with a list for people.
@@ -113,7 +90,7 @@ pub fn save(
     conflicts: &[RelPath],
     winner: Winner,
     net: &Net,
-    chain: &mut Chain,
+    chain: &Chain,
     lower: &Tree,
 ) -> Result<()> {
     let last = chain.range().1;
@@ -157,8 +134,12 @@ fn copy_from_disk(lower: &Tree, path: &RelPath, net: &Net, copies: &Tree) -> Res
     let place = Place::new(copies, Into::Copy, COPIES);
     make_parents(&place, path)?;
     let mut contents = |path: &RelPath, _: &Content, sink: &mut dyn FnMut(u64, &[u8]) -> Result<()>| {
-        let file = lower.open_file(path)?;
-        content::read(&file, 0, &mut Vec::new(), &lower.show(path), &mut Forward(sink)).map(drop)
+        let (file, shown) = (lower.open_file(path)?, lower.show(path));
+        let stamp = content::stamp(&file, &shown)?;
+        content::blocks_of(&file, &stamp, 0..stamp.size, &mut Vec::new(), &shown, |block| {
+            block.data.iter().try_for_each(|data| sink(block.offset + data.start as u64, &block.bytes[data.clone()]))
+        })
+        .map(drop)
     };
     let found = scan_below(lower, View::Plain, path)?;
     for found in &found {
@@ -167,18 +148,17 @@ fn copy_from_disk(lower: &Tree, path: &RelPath, net: &Net, copies: &Tree) -> Res
             Object::Other(kind, meta) => {
                 place.put(&found.path, &Node { kind: kind.clone(), meta: meta.clone(), group: 0 }, &mut contents)?;
             }
-            Object::File(meta) => {
+            Object::File => {
+                let file = lower.open_file(&found.path)?;
+                let meta = file_meta(&file, View::Plain, &lower.show(&found.path))?;
                 let content = Content {
                     size: found.stamp.size,
-                    digest: crate::digest::Digest(0),
+                    digest: Digest(0),
                     fuzzy: false,
                     stretches: Vec::new(),
+                    blocks: Vec::new(),
                 };
-                place.put(
-                    &found.path,
-                    &Node { kind: Kind::File(content), meta: meta.clone(), group: 0 },
-                    &mut contents,
-                )?;
+                place.put(&found.path, &Node { kind: Kind::File(content), meta, group: 0 }, &mut contents)?;
             }
             Object::Whiteout => {}
         }
@@ -191,11 +171,12 @@ fn copy_from_disk(lower: &Tree, path: &RelPath, net: &Net, copies: &Tree) -> Res
     Ok(())
 }
 
-fn copy_from_chain(chain: &mut Chain, path: &RelPath, net: &Net, copies: &Tree) -> Result<()> {
+fn copy_from_chain(chain: &Chain, path: &RelPath, net: &Net, copies: &Tree) -> Result<()> {
     let place = Place::new(copies, Into::Copy, COPIES);
     make_parents(&place, path)?;
     let here = net.entries.iter().filter(|(at, _)| *at == path || at.is_below(path));
     let mut directories = Vec::new();
+    let mut frames = FrameCache::default();
     for (at, recorded) in here {
         let Some(node) = recorded.state.node() else { continue };
         if node.is_dir() {
@@ -203,7 +184,7 @@ fn copy_from_chain(chain: &mut Chain, path: &RelPath, net: &Net, copies: &Tree) 
             directories.push((at, &node.meta));
         } else {
             let seq = recorded.seq;
-            place.put(at, node, &mut |_, content, sink| chain.contents(seq, content, sink))?;
+            place.put(at, node, &mut |_, content, sink| chain.contents(seq, content, &mut frames, sink))?;
         }
     }
     directories.into_iter().rev().try_for_each(|(at, meta)| place.finish_dir(at, meta, false))
@@ -212,16 +193,6 @@ fn copy_from_chain(chain: &mut Chain, path: &RelPath, net: &Net, copies: &Tree) 
 fn make_parents(place: &Place, path: &RelPath) -> Result<()> {
     let above: Vec<_> = path.ancestors().filter(|above| !above.is_root()).collect();
     above.iter().rev().try_for_each(|above| place.make_dir(above))
-}
-
-/// Hands what is read on to a function.
-struct Forward<'a>(&'a mut dyn FnMut(u64, &[u8]) -> Result<()>);
-
-impl Sink for Forward<'_> {
-    fn begin(&mut self) {}
-    fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        (self.0)(offset, bytes)
-    }
 }
 
 /// Takes out of `net` what must stay as it is on disk; returns the directories of which only the metadata stays.

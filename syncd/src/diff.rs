@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::chain::Net;
-use crate::digest::Digest;
-use crate::entry::{Content, Kind, State};
+use crate::content::Read;
+use crate::entry::{Content, Kind, Meta, State};
 use crate::path::RelPath;
 use crate::scan::{Found, Object};
 
@@ -19,11 +19,20 @@ pub enum Draft<'a> {
     AsLower,
 }
 
+/// A file that was read because its contents had to be compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Looked {
+    /// Its metadata.
+    pub meta: Meta,
+    /// Its contents.
+    pub read: Read,
+}
+
 /// The files whose contents have to be compared: recorded with the same length. All others changed for certain.
 #[must_use]
 pub fn to_hash<'a>(net: &Net, scan: &'a [Found]) -> Vec<&'a Found> {
     let same_size = |found: &&Found| match &found.object {
-        Object::File(_) => recorded_content(net, &found.path).is_some_and(|content| content.size == found.stamp.size),
+        Object::File => recorded_content(net, &found.path).is_some_and(|content| content.size == found.stamp.size),
         _ => false,
     };
     scan.iter().filter(same_size).collect()
@@ -33,13 +42,13 @@ fn recorded_content<'a>(net: &'a Net, path: &RelPath) -> Option<&'a Content> {
     net.entries.get(path)?.state.node()?.content()
 }
 
-/// The changes, in path order. `digests` has those of [`to_hash`]; paths in `held` and what is below them keep what
+/// The changes, in path order. `looked` has those of [`to_hash`]; paths in `held` and what is below them keep what
 /// is recorded.
 #[must_use]
 pub fn diff<'a>(
     net: &Net,
     scan: &'a [Found],
-    digests: &BTreeMap<&RelPath, Digest>,
+    looked: &BTreeMap<&RelPath, Looked>,
     held: &BTreeSet<RelPath>,
 ) -> Vec<(RelPath, Draft<'a>)> {
     let is_below_held = |path: &RelPath| {
@@ -58,10 +67,9 @@ pub fn diff<'a>(
         let same = match (&found.object, recorded) {
             (Object::Whiteout, Some(State::Deleted)) => true,
             (Object::Other(kind, meta), Some(State::Present(node))) => *kind == node.kind && *meta == node.meta,
-            (Object::File(meta), Some(State::Present(node))) => {
-                *meta == node.meta
-                    && node.content().is_some_and(|content| digests.get(&found.path) == Some(&content.digest))
-            }
+            (Object::File, Some(State::Present(node))) => looked.get(&found.path).is_some_and(|looked| {
+                looked.meta == node.meta && node.content().is_some_and(|content| looked.read.digest == content.digest)
+            }),
             _ => false,
         };
         if !same || !groups.is_same(&found.path) {
@@ -183,7 +191,8 @@ pub fn held(disputed: &BTreeSet<RelPath>, scan: &[Found]) -> BTreeSet<RelPath> {
 mod tests {
     use super::*;
     use crate::chain::Recorded;
-    use crate::entry::{Meta, Node};
+    use crate::digest::Digest;
+    use crate::entry::Node;
     use crate::scan::Stamp;
 
     fn path(text: &str) -> RelPath {
@@ -208,7 +217,7 @@ mod tests {
     }
 
     fn file(at: &str, ino: u64, nlink: u64) -> Found {
-        Found { path: path(at), object: Object::File(meta()), stamp: stamp(ino, nlink) }
+        Found { path: path(at), object: Object::File, stamp: stamp(ino, nlink) }
     }
 
     fn dir(at: &str, opaque: bool) -> Found {
@@ -232,18 +241,37 @@ mod tests {
             let state = match &found.object {
                 Object::Whiteout => State::Deleted,
                 Object::Other(kind, _) => node(kind.clone()),
-                Object::File(_) => {
-                    node(Kind::File(Content { size: 1, digest: DIGEST, fuzzy: false, stretches: Vec::new() }))
-                }
+                Object::File => node(Kind::File(Content {
+                    size: 1,
+                    digest: DIGEST,
+                    fuzzy: false,
+                    stretches: Vec::new(),
+                    blocks: Vec::new(),
+                })),
             };
             net.entries.insert(found.path.clone(), Recorded { state, seq: 1 });
         }
         net
     }
 
+    /// What every file that has to be compared turns out to be.
+    fn looked(digest: Digest) -> Looked {
+        let stamp = stamp(0, 1);
+        Looked { meta: meta(), read: Read { stamp, size: 1, digest, blocks: Vec::new(), fuzzy: false } }
+    }
+
     fn changes(net: &Net, scan: &[Found], digest: Digest, held: &[&str]) -> Vec<(String, &'static str)> {
-        let digests = to_hash(net, scan).into_iter().map(|found| (&found.path, digest)).collect();
-        diff(net, scan, &digests, &held.iter().map(|held| path(held)).collect())
+        let all = to_hash(net, scan).into_iter().map(|found| (&found.path, looked(digest))).collect();
+        changes_with(net, scan, &all, held)
+    }
+
+    fn changes_with(
+        net: &Net,
+        scan: &[Found],
+        looked: &BTreeMap<&RelPath, Looked>,
+        held: &[&str],
+    ) -> Vec<(String, &'static str)> {
+        diff(net, scan, looked, &held.iter().map(|held| path(held)).collect())
             .into_iter()
             .map(|(path, draft)| {
                 let what = match draft {
@@ -277,10 +305,10 @@ mod tests {
     fn a_change_in_a_group_brings_in_every_member() {
         let scan = [dir("", false), file("a", 2, 3), file("b", 2, 3), file("c", 2, 3), file("d", 3, 1)];
         let net = recorded(&scan);
-        let mut after = scan.clone();
-        let Object::File(meta) = &mut after[2].object else { panic!() };
-        meta.mode = 0o600;
-        assert_eq!(changes(&net, &after, DIGEST, &[]), pairs(&[("a", "linked"), ("b", "linked"), ("c", "linked")]));
+        let mut all: BTreeMap<_, _> =
+            to_hash(&net, &scan).into_iter().map(|found| (&found.path, looked(DIGEST))).collect();
+        all.get_mut(&path("b")).unwrap().meta.mode = 0o600;
+        assert_eq!(changes_with(&net, &scan, &all, &[]), pairs(&[("a", "linked"), ("b", "linked"), ("c", "linked")]));
         // One member leaves: the others change, because their group did.
         let after = [dir("", false), file("a", 2, 2), file("b", 2, 2), file("c", 4, 1), file("d", 3, 1)];
         assert_eq!(changes(&net, &after, DIGEST, &[]), pairs(&[("a", "linked"), ("b", "linked"), ("c", "present")]));

@@ -2,10 +2,12 @@
 //!
 //! These types are the checkpoint format's body (docs/format.md): a change here is a change of the format.
 
+use std::ops::Range;
+
 use ephemeral_overlay::attributes::Xattrs;
 use serde::{Deserialize, Serialize};
 
-use crate::digest::Digest;
+use crate::digest::{BLOCK, Block, Digest};
 use crate::path::RelPath;
 
 /// What a checkpoint says about one path.
@@ -85,6 +87,8 @@ pub struct Content {
     pub fuzzy: bool,
     /// Where the bytes are; what no stretch covers is a hole.
     pub stretches: Vec<Stretch>,
+    /// The blocks that hold anything but zeros, for a file of more than one block: what the next checkpoint compares.
+    pub blocks: Vec<Block>,
 }
 
 /// A run of a file's bytes in the data of a checkpoint.
@@ -94,8 +98,48 @@ pub struct Stretch {
     pub offset: u64,
     /// Its length in bytes, not zero.
     pub length: u64,
-    /// Where it begins in the checkpoint's data.
+    /// How many checkpoints back in the chain its data is; 0 for the checkpoint that says so.
+    pub back: u64,
+    /// Where it begins in that checkpoint's data.
     pub data: u64,
+}
+
+impl Content {
+    /// The blocks by number and digest; for a file of one block its digest is the file's.
+    pub fn all_blocks(&self) -> impl Iterator<Item = Block> {
+        let only = (1..=BLOCK as u64).contains(&self.size).then_some(Block { number: 0, digest: self.digest });
+        self.blocks.iter().copied().chain(only)
+    }
+
+    /// The stretches in a range of the file, cut to it.
+    pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = Stretch> {
+        let first = self.stretches.partition_point(|stretch| stretch.offset + stretch.length <= range.start);
+        let stretches = self.stretches[first..].iter().copied();
+        stretches.take_while(move |stretch| stretch.offset < range.end).map(move |stretch| stretch.cut(&range))
+    }
+}
+
+impl Stretch {
+    /// The part of it that lies in a range of the file, which it meets.
+    fn cut(self, range: &Range<u64>) -> Self {
+        let offset = self.offset.max(range.start);
+        let end = (self.offset + self.length).min(range.end);
+        Self { offset, length: end - offset, data: self.data + (offset - self.offset), ..self }
+    }
+
+    /// Adds it to stretches that end where it begins, or before.
+    pub fn append_to(self, stretches: &mut Vec<Self>) {
+        match stretches.last_mut() {
+            Some(last)
+                if last.back == self.back
+                    && last.offset + last.length == self.offset
+                    && last.data + last.length == self.data =>
+            {
+                last.length += self.length;
+            }
+            _ => stretches.push(self),
+        }
+    }
 }
 
 /// The metadata that is carried.

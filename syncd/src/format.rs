@@ -1,7 +1,8 @@
 //! The checkpoint file, as docs/format.md specifies it: header, data in zstd frames, index, trailer.
 //!
-//! The trailer holds two digests. One is over header and index and is checked whenever a file is opened; one is over
-//! every byte and is checked before a merge writes anything. Numbers are little endian.
+//! The index has the digest of every frame, and the trailer has one over header and index, which is that of the
+//! checkpoint: it is checked whenever a file is opened, and those of the frames before a merge writes anything, and
+//! whenever a frame is read. Numbers are little endian.
 
 pub mod read;
 pub mod write;
@@ -18,12 +19,14 @@ use crate::entry::Change;
 pub const MAGIC: [u8; 8] = *b"EOVLCKPT";
 /// The last bytes of a checkpoint.
 pub const END: [u8; 8] = *b"EOVLEND\n";
-/// The length of the data in each zstd frame but the last, before compression.
+/// The most data in one frame, before compression.
 pub const FRAME: usize = 1 << 20;
 /// The length of what stands before the header: magic, format version, length of the header.
 const PRELUDE: usize = 16;
 /// The length of the trailer.
-const TRAILER: usize = 72;
+const TRAILER: usize = 48;
+/// By how much the index is compressed at the most. A real one comes nowhere near.
+const INDEX_RATIO: u64 = 1024;
 
 /// What a checkpoint says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +57,7 @@ pub enum Relation {
     },
     /// To the checkpoint before it.
     Delta {
-        /// That checkpoint's digest over every byte.
+        /// That checkpoint's digest.
         predecessor: Digest,
     },
 }
@@ -62,40 +65,46 @@ pub enum Relation {
 /// What stands between the data and the trailer.
 #[derive(Debug, Serialize, Deserialize)]
 struct Index {
-    /// The compressed length of each frame of data, in order.
-    frames: Vec<u32>,
+    /// The frames of data, in order.
+    frames: Vec<FrameInfo>,
     /// The changes, in path order.
     changes: Vec<Change>,
 }
 
-/// The trailer, in its order in the file; two digests and [`END`] follow.
+/// What the index says of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct FrameInfo {
+    /// The length of its data.
+    raw: u32,
+    /// Its length in the file: shorter where it is compressed, else the same.
+    stored: u32,
+    /// The digest of its bytes in the file.
+    digest: Digest,
+}
+
+/// What the trailer says of the index, in its order in the file; the digest and [`END`] follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Trailer {
-    /// Where the index begins.
-    index_at: u64,
+    /// Where it begins.
+    at: u64,
     /// Its compressed length.
-    index_len: u64,
+    len: u64,
     /// Its length before compression.
-    index_raw: u64,
-    /// The length of all data before compression.
-    data_len: u64,
+    raw: u64,
 }
 
 impl Trailer {
-    fn to_bytes(self) -> [u8; 32] {
-        let mut bytes = [0; 32];
-        for (slot, value) in
-            bytes.chunks_exact_mut(8).zip([self.index_at, self.index_len, self.index_raw, self.data_len])
-        {
+    fn to_bytes(self) -> [u8; 24] {
+        let mut bytes = [0; 24];
+        for (slot, value) in bytes.chunks_exact_mut(8).zip([self.at, self.len, self.raw]) {
             slot.copy_from_slice(&value.to_le_bytes());
         }
         bytes
     }
 
-    fn from_bytes(bytes: &[u8; 32]) -> Self {
+    fn from_bytes(bytes: &[u8; 24]) -> Self {
         let (numbers, _) = bytes.as_chunks::<8>();
-        let [index_at, index_len, index_raw, data_len] =
-            [numbers[0], numbers[1], numbers[2], numbers[3]].map(u64::from_le_bytes);
-        Self { index_at, index_len, index_raw, data_len }
+        let [at, len, raw] = [numbers[0], numbers[1], numbers[2]].map(u64::from_le_bytes);
+        Self { at, len, raw }
     }
 }

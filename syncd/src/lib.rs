@@ -15,6 +15,7 @@ pub mod digest;
 pub mod durable;
 pub mod entry;
 pub mod error;
+pub mod existing;
 pub mod format;
 pub mod in_use;
 pub mod merge;

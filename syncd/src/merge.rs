@@ -18,14 +18,15 @@ use ephemeral_overlay::attributes::Handle;
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::token::Token;
 use room::reserve;
-use rustix::fs::{FileType, syncfs};
+use rustix::fs::syncfs;
 pub use unpack::unpack;
-use verify::verify;
+use verify::Verify;
 
-use crate::chain::Net;
-use crate::conflict::{self, Winner, has_kind_and_content};
+use crate::chain::{Net, Recorded};
+use crate::conflict::{self, Winner};
 use crate::entry::Node;
 use crate::error::Result;
+use crate::existing::Existing;
 use crate::path::RelPath;
 use crate::place::{Into, Place};
 use crate::progress::Progress;
@@ -91,7 +92,7 @@ pub fn merge(
         return Ok(Some(stats));
     }
     let chain = if options.accept_prefix { store.valid_chain(progress)? } else { store.chain()? };
-    let Some(mut chain) = chain else {
+    let Some(chain) = chain else {
         stats.set_aside = Some(store.set_aside()?);
         return Ok(Some(stats));
     };
@@ -121,12 +122,12 @@ pub fn merge(
             // What was half merged was used. What differs from both sides is somebody's work, and nowhere else.
             stats.conflicts = conflict::find(&net, lower, seed)?;
             stats.conflicts.retain(|path| !next.left_alone.contains(path));
-            conflict::save(store, &stats.conflicts, Winner::Ram, &net, &mut chain, lower)?;
+            conflict::save(store, &stats.conflicts, Winner::Ram, &net, &chain, lower)?;
         }
     } else {
         stats.conflicts = conflict::find(&net, lower, seed)?;
         if !stats.conflicts.is_empty() {
-            conflict::save(store, &stats.conflicts, options.winner, &net, &mut chain, lower)?;
+            conflict::save(store, &stats.conflicts, options.winner, &net, &chain, lower)?;
             if options.winner == Winner::Disk {
                 next.left_alone.clone_from(&stats.conflicts);
             }
@@ -144,21 +145,20 @@ pub fn merge(
 
     let keep_user_xattrs = !chain.last().header.user_xattrs;
     let place = Place::new(lower, Into::Lower { keep_user_xattrs }, next.next_token);
-    let mut apply = Apply {
+    let apply = Apply {
         net: &net,
-        chain: &mut chain,
+        chain: &chain,
         place: &place,
         lower,
         seed,
         only_metadata: &only_metadata,
         hidden: net.hidden_directories(),
-        left: BTreeMap::new(),
+        redo,
         progress,
     };
-    apply.run()?;
-    let left = apply.left;
+    let left = apply.run()?;
     syncfs(lower.root()).at("syncfs", lower.path())?;
-    verify(&net, lower, seed, &|path| only_metadata.contains(path), &|path| left.contains_key(path), progress)?;
+    Verify { net: &net, lower, seed, only_metadata: &only_metadata, left: &left, progress }.run()?;
     for (path, recorded) in net.entries.iter().filter(|(path, _)| !left.contains_key(path)) {
         if let Some(node) = recorded.state.node() {
             place.protect(path, &node.meta)?;
@@ -180,13 +180,25 @@ pub fn merge(
 
 /// Whether only metadata differs, so that nothing has to be written. A file with several names is always made anew:
 /// upper broke it off from the others.
-fn is_unchanged(lower: &Tree, path: &RelPath, node: &Node, seed: u64) -> Result<bool> {
-    let Some(content) = node.content() else { return Ok(false) };
-    let Some(stat) = lower.stat(path)? else { return Ok(false) };
-    Ok(stat.st_nlink == 1
-        && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-        && u64::try_from(stat.st_size) == Ok(content.size)
-        && has_kind_and_content(lower, path, node, seed)?)
+fn is_unchanged(existing: &Existing, node: &Node, seed: u64) -> Result<bool> {
+    Ok(existing.file.is_some() && existing.stat.st_nlink == 1 && existing.has_kind_and_content(node, seed)?)
+}
+
+/// How many files one thread takes at a time.
+const PART: usize = 64;
+
+/// The entries of a net state that are no directories, in parts that stand in the same directory.
+fn parts(net: &Net) -> Vec<(RelPath, Vec<(&RelPath, &Recorded)>)> {
+    let mut by_parent: BTreeMap<RelPath, Vec<_>> = BTreeMap::new();
+    for (path, recorded) in &net.entries {
+        if !recorded.state.node().is_some_and(Node::is_dir) {
+            by_parent.entry(path.parent().unwrap_or_default()).or_default().push((path, recorded));
+        }
+    }
+    let split = |(parent, all): (RelPath, Vec<_>)| -> Vec<_> {
+        all.chunks(PART).map(|part| (parent.clone(), part.to_vec())).collect()
+    };
+    by_parent.into_iter().flat_map(split).collect()
 }
 
 /// The first member of the link group that a path belongs to.

@@ -4,6 +4,8 @@
 //! Order within an object: owner (clears setuid and capabilities), attributes it must not have, mode, attributes,
 //! times. Made twice, the result is the same: this is what lets a merge be cut anywhere and redone.
 
+mod patch;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,8 +17,9 @@ use ephemeral_overlay::attributes::{Handle, Xattrs};
 use ephemeral_overlay::error::{At, SystemError};
 use ephemeral_overlay::overlay::{Artefacts, express, is_never_data};
 use ephemeral_overlay::token::Token;
+use patch::Patch;
 use rustix::fs::{
-    AtFlags, FileType, Gid, IFlags, Mode, OFlags, RawMode, Stat, Timespec, Timestamps, Uid, fstat, ioctl_getflags,
+    AtFlags, FileType, Gid, IFlags, Mode, OFlags, RawMode, Timespec, Timestamps, Uid, fstat, ioctl_getflags,
     ioctl_setflags, linkat, makedev, mkdirat, mknodat, openat, renameat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
@@ -24,7 +27,7 @@ use rustix::io::Errno;
 use crate::entry::{Content, Kind, Meta, Node};
 use crate::error::Result;
 use crate::path::RelPath;
-use crate::tree::{Tree, list, open_child_dir};
+use crate::tree::{Tree, is_nothing, list, open_child_dir, open_child_file};
 
 /// What a temporary name begins with; a token follows, which nobody can guess and which is the same in every redo.
 const TEMPORARY: &str = ".ephemeral-overlay.tmp.";
@@ -51,6 +54,7 @@ pub type Contents<'a> = dyn FnMut(&RelPath, &Content, &mut dyn FnMut(u64, &[u8])
 pub struct Place<'a> {
     tree: &'a Tree,
     into: Into,
+    /// What is unfinished has this name.
     temporary: OsString,
 }
 
@@ -61,23 +65,40 @@ impl<'a> Place<'a> {
         Self { tree, into, temporary: temporary_name(token) }
     }
 
+    /// The same with temporary names of its own, for one of several threads that work in one directory.
+    #[must_use]
+    pub fn part(&self, number: usize) -> Self {
+        let mut temporary = self.temporary.clone();
+        temporary.push(format!(".{number}"));
+        Self { tree: self.tree, into: self.into, temporary }
+    }
+
     /// Makes the non-directory `node` be at `path`, replacing what is there.
     ///
     /// # Errors
     /// Any failing call; what was at `path` is then still there, or the new object is.
     pub fn put(&self, path: &RelPath, node: &Node, contents: &mut Contents) -> Result<()> {
+        self.put_in(self.tree.open_parent(path)?.as_fd(), path, node, contents)
+    }
+
+    /// The same where the directory that holds `path` is open.
+    ///
+    /// # Errors
+    /// As [`Place::put`].
+    pub fn put_in(&self, parent: BorrowedFd<'_>, path: &RelPath, node: &Node, contents: &mut Contents) -> Result<()> {
         let shown = self.tree.show(path);
-        let parent = self.tree.open_parent(path)?;
-        self.unlink_any(parent.as_fd(), path)?;
-        let old = self.stat_at(parent.as_fd(), path)?;
-        let made = unprotected(&parent, path, &shown, || self.create(parent.as_fd(), path, node, contents))
-            .and_then(|object| self.finish(object.as_fd(), &node.meta, false, parent.as_fd(), path));
+        let made = unprotected(parent, path, &shown, || self.create(parent, path, node, contents));
+        let made = made.and_then(|object| {
+            let is_file = matches!(node.kind, Kind::File(_));
+            let handle = if is_file { Handle::open(object.as_fd()) } else { Handle::of(object.as_fd()) };
+            self.finish(&handle, &node.meta, false, parent, path)
+        });
         if let Err(error) = made {
             // The error that led here is the one to report; what stays is swept by a redo.
-            let _swept = self.unlink_any(parent.as_fd(), path);
+            let _swept = self.unlink_any(parent, path);
             return Err(error);
         }
-        self.replace(parent.as_fd(), path, old)
+        self.replace(parent, path)
     }
 
     /// Makes `path` another name of what is at `leader`.
@@ -87,12 +108,12 @@ impl<'a> Place<'a> {
     pub fn link(&self, leader: &RelPath, path: &RelPath) -> Result<()> {
         let shown = self.tree.show(path);
         let (from, to) = (self.tree.open_parent(leader)?, self.tree.open_parent(path)?);
-        self.unlink_any(to.as_fd(), path)?;
-        let old = self.stat_at(to.as_fd(), path)?;
         unprotected(&to, path, &shown, || {
-            Ok(linkat(&from, leader.name(), &to, &self.temporary, AtFlags::empty()).at("linkat", &shown)?)
+            self.anew(to.as_fd(), path, || {
+                Ok(linkat(&from, leader.name(), &to, &self.temporary, AtFlags::empty()).at("linkat", &shown)?)
+            })
         })?;
-        self.replace(to.as_fd(), path, old)?;
+        self.replace(to.as_fd(), path)?;
         // rename(2) does nothing when both names are the same inode already.
         self.unlink_any(to.as_fd(), path)
     }
@@ -124,19 +145,38 @@ impl<'a> Place<'a> {
         let dir = self.tree.open_dir(path)?;
         let parent = self.tree.open_parent(path)?;
         let shown = self.tree.show(path);
-        let finish = || self.finish(dir.as_fd(), meta, opaque, parent.as_fd(), path);
+        let finish = || self.finish(&Handle::open(dir.as_fd()), meta, opaque, parent.as_fd(), path);
         unprotected_object(&dir, &shown, finish)
     }
 
-    /// Gives the object at `path`, which has the right contents already, its metadata.
+    /// Gives the open file at `path`, which has the right contents already, its metadata.
     ///
     /// # Errors
     /// Any failing call.
-    pub fn finish_file(&self, path: &RelPath, meta: &Meta) -> Result<()> {
-        let file = self.tree.open_file(path)?;
-        let parent = self.tree.open_parent(path)?;
+    pub fn finish_file(&self, file: &File, meta: &Meta, parent: BorrowedFd<'_>, path: &RelPath) -> Result<()> {
+        let finish = || self.finish(&Handle::open(file.as_fd()), meta, false, parent, path);
+        unprotected_object(file, &self.tree.show(path), finish)
+    }
+
+    /// Makes the file `old` at `path` have the contents of `node` by writing only what differs, and gives it its
+    /// metadata. A cut leaves it half written: only for a merge that will be done again.
+    ///
+    /// # Errors
+    /// Any failing call.
+    pub fn update(
+        &self,
+        old: &File,
+        node: &Node,
+        parent: BorrowedFd<'_>,
+        path: &RelPath,
+        contents: &mut Contents,
+    ) -> Result<()> {
+        let Kind::File(content) = &node.kind else { return Ok(()) };
         let shown = self.tree.show(path);
-        unprotected_object(&file, &shown, || self.finish(file.as_fd(), meta, false, parent.as_fd(), path))
+        let open = || open_child_file(parent, path.name(), OFlags::RDWR).at("openat2", &shown);
+        let file = unprotected_object(old, &shown, || Ok(open()?))?;
+        Patch::new(&file, content.size, &shown)?.apply(&mut |sink| contents(path, content, sink))?;
+        self.finish_file(&file, &node.meta, parent, path)
     }
 
     /// Removes what is at `path`, with everything below it; nothing there is as good. Crosses no mount.
@@ -146,7 +186,7 @@ impl<'a> Place<'a> {
     pub fn remove(&self, path: &RelPath) -> Result<()> {
         match self.tree.open_parent(path) {
             Ok(parent) => remove_at(&parent, path.name(), &self.tree.show(path)),
-            Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)) => Ok(()),
+            Err(error) if is_nothing(error.errno()) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
@@ -163,13 +203,15 @@ impl<'a> Place<'a> {
             .at("mknodat", self.tree.show(path))?)
     }
 
-    /// Removes the temporary file that a cut left in the directory at `path`.
+    /// Removes the temporary files that a cut left in the directory at `path`.
     ///
     /// # Errors
     /// Any failing call.
     pub fn sweep(&self, path: &RelPath) -> Result<()> {
-        let dir = self.tree.open_dir(path)?;
-        remove_at(&dir, &self.temporary, &self.tree.show(path).join(&self.temporary))
+        let (dir, shown) = (self.tree.open_dir(path)?, self.tree.show(path));
+        let names = list(dir.as_fd(), &shown)?;
+        let ours = names.iter().filter(|name| name.as_bytes().starts_with(self.temporary.as_bytes()));
+        ours.into_iter().try_for_each(|name| remove_at(&dir, name, &shown.join(name)))
     }
 
     /// Sets `chattr +i` and `+a`, after which nothing else can be changed.
@@ -194,15 +236,45 @@ impl<'a> Place<'a> {
     /// Makes the object under the temporary name. The descriptor is that of what was made, whoever may rename what
     /// in a directory of theirs.
     fn create(&self, parent: BorrowedFd<'_>, path: &RelPath, node: &Node, contents: &mut Contents) -> Result<OwnedFd> {
+        self.anew(parent, path, || self.create_new(parent, path, node, contents))
+    }
+
+    /// Makes something under the temporary name, in the place of what a cut left there.
+    fn anew<T>(&self, parent: BorrowedFd<'_>, path: &RelPath, mut make: impl FnMut() -> Result<T>) -> Result<T> {
+        match make() {
+            Err(crate::Error::System(error)) if error.errno() == Some(Errno::EXIST) => {
+                self.unlink_any(parent, path)?;
+                make()
+            }
+            other => other,
+        }
+    }
+
+    fn create_new(
+        &self,
+        parent: BorrowedFd<'_>,
+        path: &RelPath,
+        node: &Node,
+        contents: &mut Contents,
+    ) -> Result<OwnedFd> {
         let (shown, name) = (self.tree.show(path), &self.temporary);
         let private = Mode::RUSR | Mode::WUSR;
         let special = |kind, device| mknodat(parent, name, kind, private, device).at("mknodat", &shown);
         match &node.kind {
             Kind::File(content) => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let file = File::from(openat(parent, name, flags, private).at("openat", &shown)?);
-                contents(path, content, &mut |at, bytes| Ok(file.write_all_at(bytes, at).at("pwrite64", &shown)?))?;
-                file.set_len(content.size).at("ftruncate", &shown)?;
+                // Most files may be read by everybody, and are spared a chmod(2).
+                let everybody = Mode::from_raw_mode(node.meta.mode as RawMode & 0o755);
+                let mode = if everybody.contains(Mode::RGRP | Mode::ROTH) { everybody } else { private };
+                let file = File::from(openat(parent, name, flags, mode).at("openat", &shown)?);
+                let mut end = 0;
+                contents(path, content, &mut |at, bytes| {
+                    end = at + bytes.len() as u64;
+                    Ok(file.write_all_at(bytes, at).at("pwrite64", &shown)?)
+                })?;
+                if end != content.size {
+                    file.set_len(content.size).at("ftruncate", &shown)?;
+                }
                 return Ok(file.into());
             }
             Kind::Symlink { target } => {
@@ -228,14 +300,13 @@ impl<'a> Place<'a> {
     /// Metadata, in the one order that works.
     fn finish(
         &self,
-        object: BorrowedFd<'_>,
+        handle: &Handle<'_>,
         meta: &Meta,
         opaque: bool,
         parent: BorrowedFd<'_>,
         path: &RelPath,
     ) -> Result<()> {
-        let shown = self.tree.show(path);
-        let handle = Handle::of(object);
+        let (shown, object) = (self.tree.show(path), handle.fd());
         let mut wanted = match self.into {
             Into::Lower { .. } | Into::Copy => meta.xattrs.clone(),
             Into::Upper => express(&Artefacts {
@@ -249,7 +320,8 @@ impl<'a> Place<'a> {
         if self.into == (Into::Lower { keep_user_xattrs: true }) {
             wanted.extend(user_xattrs(parent, path, stat.st_mode).at("listxattr", &shown)?);
         }
-        if (stat.st_uid, stat.st_gid) != (meta.uid, meta.gid) {
+        let is_others = (stat.st_uid, stat.st_gid) != (meta.uid, meta.gid);
+        if is_others {
             let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
             rustix::fs::chownat(object, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).at("fchownat", &shown)?;
         }
@@ -257,8 +329,10 @@ impl<'a> Place<'a> {
         for name in present.keys().filter(|name| !wanted.contains_key(*name) && !is_never_data(name)) {
             handle.remove(name).at("removexattr", &shown)?;
         }
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-            rustix::fs::chmod(handle.path(), Mode::from_raw_mode(meta.mode as RawMode)).at("chmod", &shown)?;
+        // chown(2) and an ACL change the mode.
+        let is_settled = stat.st_mode & 0o7777 == meta.mode && !is_others && present.is_empty();
+        if !is_settled && FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+            handle.set_mode(Mode::from_raw_mode(meta.mode as RawMode)).at("chmod", &shown)?;
         }
         // Capabilities and ACLs once more although they may be there: chown and chmod changed them.
         for (name, value) in &wanted {
@@ -276,21 +350,15 @@ impl<'a> Place<'a> {
     }
 
     /// The last step of making an object: the temporary name becomes the real one.
-    fn replace(&self, parent: BorrowedFd<'_>, path: &RelPath, old: Option<Stat>) -> Result<()> {
+    fn replace(&self, parent: BorrowedFd<'_>, path: &RelPath) -> Result<()> {
         let shown = self.tree.show(path);
-        let is_dir = |stat: Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        if old.is_some_and(is_dir) {
-            remove_at(parent, path.name(), &shown)?;
-        }
-        unprotected(parent, path, &shown, || {
-            Ok(renameat(parent, &self.temporary, parent, path.name()).at("renameat", &shown)?)
-        })
-    }
-
-    fn stat_at(&self, parent: BorrowedFd<'_>, path: &RelPath) -> Result<Option<Stat>> {
-        match statat(parent, path.name(), AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => Ok(None),
-            other => Ok(Some(other.at("fstatat", self.tree.show(path))?)),
+        let rename = || Ok(renameat(parent, &self.temporary, parent, path.name()).at("renameat", &shown)?);
+        match unprotected(parent, path, &shown, rename) {
+            Err(crate::Error::System(error)) if error.errno() == Some(Errno::ISDIR) => {
+                remove_at(parent, path.name(), &shown)?;
+                unprotected(parent, path, &shown, rename)
+            }
+            other => other,
         }
     }
 
@@ -303,7 +371,7 @@ impl<'a> Place<'a> {
     }
 }
 
-/// The name of whatever is unfinished in a merge with this token, one at a time in each directory.
+/// What the names of whatever is unfinished in a merge with this token begin with.
 #[must_use]
 pub fn temporary_name(token: Token) -> OsString {
     format!("{TEMPORARY}{token}").into()
@@ -337,7 +405,7 @@ fn unprotected<T>(parent: impl AsFd, path: &RelPath, shown: &Path, mut act: impl
     act()
 }
 
-fn unprotected_object(object: impl AsFd, shown: &Path, act: impl Fn() -> Result<()>) -> Result<()> {
+fn unprotected_object<T>(object: impl AsFd, shown: &Path, act: impl Fn() -> Result<T>) -> Result<T> {
     match act() {
         Err(error) if is_forbidden(&error) => {}
         other => return other,

@@ -1,20 +1,23 @@
-//! Walks a tree into values, in path order. A raw upper directory and a plain one differ only in how attributes and
-//! 0/0 character devices are read.
+//! Walks a tree into values, in path order, many directories at a time. A raw upper directory and a plain one differ
+//! only in how attributes and 0/0 character devices are read.
 
-use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::attributes::{Handle, Xattrs};
 use ephemeral_overlay::error::{At, SystemError};
 use ephemeral_overlay::overlay::{self, Artefacts, is_never_data};
+use rayon::prelude::*;
 use rustix::fs::{AtFlags, FileType, Stat, statat};
 use rustix::io::Errno;
 
 use crate::entry::{Kind, Meta};
 use crate::error::{Error, Result};
 use crate::path::RelPath;
-use crate::tree::{Tree, list, open_child_dir, read_link};
+use crate::tree::{Tree, is_nothing, list, read_link};
 
 /// How a tree is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +42,8 @@ pub struct Found {
 /// What an object is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Object {
-    /// A regular file.
-    File(Meta),
+    /// A regular file. Its metadata are read with its contents, of the very inode.
+    File,
     /// Anything that is complete without contents.
     Other(Kind, Meta),
     /// A whiteout.
@@ -81,6 +84,12 @@ impl Stamp {
 }
 
 impl Stamp {
+    /// Whether a file has no holes worth looking for.
+    #[must_use]
+    pub fn is_dense(&self) -> bool {
+        self.blocks.saturating_mul(512) >= self.size
+    }
+
     /// The bytes that it takes on disk.
     #[must_use]
     pub fn allocated(&self) -> i128 {
@@ -107,12 +116,13 @@ pub fn scan(tree: &Tree, view: View) -> Result<Vec<Found>> {
 /// # Errors
 /// Any failing call.
 pub fn is_unmoved(tree: &Tree, scan: &[Found]) -> Result<bool> {
-    for found in scan.iter().filter(|found| matches!(found.object, Object::Other(Kind::Dir { .. }, _))) {
-        if tree.stat(&found.path)?.map(|stat| Stamp::of(&stat)) != Some(found.stamp) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    let directories = scan.par_iter().filter(|found| matches!(found.object, Object::Other(Kind::Dir { .. }, _)));
+    let unmoved = directories.map(|found| {
+        let stat = tree.stat(&found.path)?;
+        Ok(stat.map(|stat| Stamp::of(&stat)) == Some(found.stamp))
+    });
+    // The first that moved, or an error, ends it.
+    unmoved.try_fold(|| true, |all, one: Result<bool>| one.map(|one| all && one)).try_reduce(|| true, |a, b| Ok(a && b))
 }
 
 /// Walks what is at and below `start`; nothing when nothing is there.
@@ -122,89 +132,128 @@ pub fn is_unmoved(tree: &Tree, scan: &[Found]) -> Result<bool> {
 pub fn scan_below(tree: &Tree, view: View, start: &RelPath) -> Result<Vec<Found>> {
     let parent = match tree.open_parent(start) {
         Ok(parent) => parent,
-        Err(error) if is_gone(error.errno()) => return Ok(Vec::new()),
+        Err(error) if is_nothing(error.errno()) => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),
     };
-    let mut walk = Walk { tree, view, all: Vec::new() };
+    let walk = Walk { tree, view };
     let name = if start.is_root() { OsStr::new(".") } else { start.name() };
-    // One open directory for each level; a file's descriptor is closed before the next one is opened.
-    let mut levels: Vec<Level> = walk.visit(parent.as_fd(), name, start)?.into_iter().collect();
-    while let Some(level) = levels.last_mut() {
-        let Some(name) = level.names.next() else {
-            levels.pop();
-            continue;
-        };
-        let path = level.path.child(&name);
-        let below = walk.visit(level.dir.as_fd(), &name, &path)?;
-        levels.extend(below);
+    // Level by level: the directories of a level are listed at the same time, one open descriptor for each thread.
+    let mut listed: HashMap<RelPath, Listed> = HashMap::new();
+    let first = walk.look(parent.as_fd(), name, start)?;
+    let mut level = Vec::new();
+    if let Some(Child::Dir) = first {
+        level.push(start.clone());
     }
-    Ok(walk.all)
+    while !level.is_empty() {
+        let found = level.par_iter().map(|path| walk.list(path)).collect::<Result<Vec<_>>>()?;
+        let mut next = Vec::new();
+        for (path, listing) in level.into_iter().zip(found) {
+            let Some(listing) = listing else { continue };
+            let below = listing.children.iter().filter(|(_, child)| matches!(child, Child::Dir));
+            next.extend(below.map(|(path, _)| path.clone()));
+            listed.insert(path, listing);
+        }
+        level = next;
+    }
+    Ok(in_order(start, first, listed))
 }
 
-struct Level {
-    dir: OwnedFd,
-    path: RelPath,
-    names: std::vec::IntoIter<OsString>,
+/// Puts what was listed into path order.
+fn in_order(start: &RelPath, first: Option<Child>, mut listed: HashMap<RelPath, Listed>) -> Vec<Found> {
+    let mut all = Vec::new();
+    let mut open = vec![first.map(|child| (start.clone(), child)).into_iter().collect::<Vec<_>>().into_iter()];
+    while let Some(children) = open.last_mut() {
+        match children.next() {
+            None => drop(open.pop()),
+            Some((path, Child::Object(object, stamp))) => all.push(Found { path, object, stamp }),
+            Some((path, Child::Dir)) => {
+                // It is not there when it went before it could be opened.
+                let Some(listing) = listed.remove(&path) else { continue };
+                all.push(Found { path, object: listing.object, stamp: listing.stamp });
+                open.push(listing.children.into_iter());
+            }
+        }
+    }
+    all
+}
+
+/// A directory, as it was listed.
+struct Listed {
+    object: Object,
+    stamp: Stamp,
+    /// What is in it, by name.
+    children: Vec<(RelPath, Child)>,
+}
+
+/// What stands in a directory.
+#[allow(clippy::large_enum_variant, reason = "nearly all of them are objects")]
+enum Child {
+    Object(Object, Stamp),
+    /// To be listed next.
+    Dir,
 }
 
 struct Walk<'a> {
     tree: &'a Tree,
     view: View,
-    all: Vec<Found>,
 }
 
 impl Walk<'_> {
-    /// Records the object `name` of `parent`; for a directory, opens it to be walked next.
-    fn visit(&mut self, parent: BorrowedFd<'_>, name: &OsStr, path: &RelPath) -> Result<Option<Level>> {
+    /// Lists a directory; `None` when it has gone.
+    fn list(&self, path: &RelPath) -> Result<Option<Listed>> {
         let shown = self.tree.show(path);
-        let Some(stat) = look(statat(parent, name, AtFlags::SYMLINK_NOFOLLOW), "fstatat", &shown)? else {
+        let dir = match self.tree.open_dir(path) {
+            Err(error) if is_nothing(error.errno()) => return Ok(None),
+            other => other?,
+        };
+        // Looked at through the descriptor: what is recorded is what is walked.
+        let stat = rustix::fs::fstat(&dir).at("fstat", &shown)?;
+        let Some((meta, opaque)) = self.meta(&stat, &Handle::open(dir.as_fd()), path)? else { return Ok(None) };
+        let mut children = Vec::new();
+        for name in list(dir.as_fd(), &shown)? {
+            let path = path.child(&name);
+            if let Some(child) = self.look(dir.as_fd(), &name, &path)? {
+                children.push((path, child));
+            }
+        }
+        let object = Object::Other(Kind::Dir { opaque }, meta);
+        Ok(Some(Listed { object, stamp: Stamp::of(&stat), children }))
+    }
+
+    /// Looks at the object `name` of `parent`; `None` when it has gone.
+    fn look(&self, parent: BorrowedFd<'_>, name: &OsStr, path: &RelPath) -> Result<Option<Child>> {
+        let shown = || self.tree.show(path);
+        let Some(stat) = look(statat(parent, name, AtFlags::SYMLINK_NOFOLLOW), "fstatat", shown)? else {
             return Ok(None);
         };
         let stamp = Stamp::of(&stat);
-        let file_type = FileType::from_raw_mode(stat.st_mode);
-        if self.view == View::Upper && file_type == FileType::CharacterDevice && stat.st_rdev == 0 {
-            self.all.push(Found { path: path.clone(), object: Object::Whiteout, stamp });
-            return Ok(None);
-        }
-        if file_type == FileType::Directory {
-            let Some(dir) = look(open_child_dir(parent, name), "openat2", &shown)? else {
-                return Ok(None);
-            };
-            // Looked at once more through the descriptor: what is recorded is what is walked.
-            let stat = rustix::fs::fstat(&dir).at("fstat", &shown)?;
-            let Some((meta, opaque)) = self.meta(&stat, &Handle::of(dir.as_fd()), path)? else {
-                return Ok(None);
-            };
-            let names = list(dir.as_fd(), &shown)?.into_iter();
-            let object = Object::Other(Kind::Dir { opaque }, meta);
-            self.all.push(Found { path: path.clone(), object, stamp: Stamp::of(&stat) });
-            return Ok(Some(Level { dir, path: path.clone(), names }));
-        }
-        let Some((meta, _)) = self.meta(&stat, &Handle::child(parent, name), path)? else { return Ok(None) };
-        let object = match file_type {
-            FileType::RegularFile => Object::File(meta),
-            FileType::Symlink => match read_link(parent, name, &shown) {
-                Ok(target) => Object::Other(Kind::Symlink { target }, meta),
-                Err(error) if is_gone(error.errno()) => return Ok(None),
+        let object = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => return Ok(Some(Child::Dir)),
+            FileType::RegularFile => return Ok(Some(Child::Object(Object::File, stamp))),
+            FileType::CharacterDevice if self.view == View::Upper && stat.st_rdev == 0 => {
+                return Ok(Some(Child::Object(Object::Whiteout, stamp)));
+            }
+            FileType::Symlink => match read_link(parent, name, &shown()) {
+                Ok(target) => Kind::Symlink { target },
+                Err(error) if is_nothing(error.errno()) => return Ok(None),
                 Err(error) => return Err(error.into()),
             },
-            FileType::Fifo => Object::Other(Kind::Fifo, meta),
-            FileType::Socket => Object::Other(Kind::Socket, meta),
+            FileType::Fifo => Kind::Fifo,
+            FileType::Socket => Kind::Socket,
             device => {
                 let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
-                let block = device == FileType::BlockDevice;
-                Object::Other(Kind::Device { block, major, minor }, meta)
+                Kind::Device { block: device == FileType::BlockDevice, major, minor }
             }
         };
-        self.all.push(Found { path: path.clone(), object, stamp });
-        Ok(None)
+        let meta = self.meta(&stat, &Handle::child(parent, name), path)?;
+        Ok(meta.map(|(meta, _)| Child::Object(Object::Other(object, meta), stamp)))
     }
 
     /// The metadata, and whether a directory is opaque; `None` when the object has gone.
     fn meta(&self, stat: &Stat, handle: &Handle, path: &RelPath) -> Result<Option<(Meta, bool)>> {
-        let shown = self.tree.show(path);
-        match look(handle.read_all(), "listxattr", &shown)? {
-            Some(raw) => meta(stat, raw, self.view, &shown).map(Some),
+        let shown = || self.tree.show(path);
+        match look(handle.read_all(), "listxattr", shown)? {
+            Some(raw) => meta(stat, raw, self.view, &shown()).map(Some),
             None => Ok(None),
         }
     }
@@ -237,6 +286,15 @@ pub fn meta(stat: &Stat, mut raw: Xattrs, view: View, shown: &Path) -> Result<(M
     Ok((meta, artefacts.opaque))
 }
 
+/// The metadata of an open file.
+///
+/// # Errors
+/// Any failing call, and as [`meta`].
+pub fn file_meta(file: &File, view: View, shown: &Path) -> Result<Meta> {
+    let raw = Handle::open(file.as_fd()).read_all().at("listxattr", shown)?;
+    Ok(meta(&rustix::fs::fstat(file).at("fstat", shown)?, raw, view, shown)?.0)
+}
+
 /// The metadata of the directory at `path` of a plain tree.
 ///
 /// # Errors
@@ -244,20 +302,19 @@ pub fn meta(stat: &Stat, mut raw: Xattrs, view: View, shown: &Path) -> Result<(M
 pub fn dir_meta(tree: &Tree, path: &RelPath) -> Result<Meta> {
     let shown = tree.show(path);
     let dir = tree.open_dir(path)?;
-    let raw = Handle::of(dir.as_fd()).read_all().at("listxattr", &shown)?;
+    let raw = Handle::open(dir.as_fd()).read_all().at("listxattr", &shown)?;
     Ok(meta(&rustix::fs::fstat(&dir).at("fstat", &shown)?, raw, View::Plain, &shown)?.0)
 }
 
 /// A failed look at something that has gone is no error.
-fn look<T>(result: Result<T, Errno>, call: &'static str, path: &Path) -> Result<Option<T>, SystemError> {
+fn look<T>(
+    result: Result<T, Errno>,
+    call: &'static str,
+    path: impl FnOnce() -> PathBuf,
+) -> Result<Option<T>, SystemError> {
     match result {
-        Err(error) if is_gone(Some(error)) => Ok(None),
-        other => other.at(call, path).map(Some),
+        Err(error) if is_nothing(Some(error)) => Ok(None),
+        Err(error) => Err(error).at(call, path()),
+        Ok(value) => Ok(Some(value)),
     }
-}
-
-/// Whether an error says that the object is no longer what the listing named.
-fn is_gone(error: Option<Errno>) -> bool {
-    // openat(2) with O_DIRECTORY | O_NOFOLLOW says ENOTDIR, or ELOOP for a symlink.
-    matches!(error, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
 }

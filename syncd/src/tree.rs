@@ -94,8 +94,7 @@ impl Tree {
         });
         match stat {
             Ok(stat) => Ok(Some(stat)),
-            // A file, or a symlink, where the directory was looked for: nothing is at `path`.
-            Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)) => Ok(None),
+            Err(error) if is_nothing(error.errno()) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -120,6 +119,12 @@ impl Tree {
     }
 }
 
+/// Whether an error of openat2(2) says that nothing is at a path: no such name, or a file or a symlink on the way to it.
+#[must_use]
+pub fn is_nothing(error: Option<Errno>) -> bool {
+    matches!(error, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
+}
+
 /// Opens the directory `name` (or `.`) of a directory: no symlink is followed, no mount entered.
 ///
 /// # Errors
@@ -127,6 +132,16 @@ impl Tree {
 pub fn open_child_dir(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     openat2(dir, name, DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// Opens the regular file `name` of a directory with more `flags`, as [`Tree::open_file`] does.
+///
+/// # Errors
+/// Whatever openat2(2) says.
+pub fn open_child_file(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<File> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    openat2(dir, name, flags, Mode::empty(), resolve).map(File::from)
 }
 
 /// The names in a directory, sorted.

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -25,6 +26,27 @@ impl Disk {
         disk.image.set_len(bytes).context("ftruncate")?;
         run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(disk.path()))?;
         Ok(disk)
+    }
+
+    /// An empty ext4 all of whose blocks have been written once: no later write pays for the space of the image.
+    pub(crate) fn written_once(bytes: u64) -> Result<Self> {
+        let disk = Self::unformatted()?;
+        let zeros = vec![0; 8 << 20];
+        let mut at = 0;
+        while at < bytes {
+            disk.image.write_all_at(&zeros, at).context("writing a disk image")?;
+            at += zeros.len() as u64;
+        }
+        disk.image.sync_all().context("fsync")?;
+        disk.format_anew()?;
+        Ok(disk)
+    }
+
+    /// Makes a new ext4 on it, which does nothing in the background later.
+    pub(crate) fn format_anew(&self) -> Result<()> {
+        let options = ["-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", "-i", "8192"];
+        run(Command::new("mkfs.ext4").args(options).arg(self.path()))?;
+        self.image.sync_all().context("fsync")
     }
 
     /// What is on the disk at this moment; what the file system still has in RAM is not.

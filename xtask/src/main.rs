@@ -48,6 +48,18 @@ enum Task {
     Bench {
         /// What to measure
         what: Bench,
+        /// How often each is timed; the median counts
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Only this workload of `engine`: W1, W2 or W3
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// Run a command line and tell what it took
+    #[command(hide = true)]
+    Measured {
+        /// For `sh`
+        line: String,
     },
 }
 
@@ -57,6 +69,8 @@ enum Bench {
     Early,
     /// What the hook adds to a boot, in a virtual machine
     Boot,
+    /// What checkpoints and merges cost, against rsync, cp, tar and one large write
+    Engine,
 }
 
 fn main() -> ExitCode {
@@ -65,8 +79,12 @@ fn main() -> ExitCode {
         Task::Try { vm: true } => test::one_boot("the_main_job_from_a_systemd_initramfs", &[("NARRATE", "1")]),
         Task::Test { full, args } => test::run(full, &args),
         Task::Package => package::run().map(|()| ExitCode::SUCCESS),
-        Task::Bench { what: Bench::Early } => bench::run().map(|()| ExitCode::SUCCESS),
-        Task::Bench { what: Bench::Boot } => test::one_boot("what_the_hook_costs", &[("BOOTS", "cost")]),
+        Task::Bench { what: Bench::Early, .. } => bench::early().map(|()| ExitCode::SUCCESS),
+        Task::Bench { what: Bench::Engine, only, rounds } => {
+            bench::engine(only.as_deref(), rounds).map(|()| ExitCode::SUCCESS)
+        }
+        Task::Measured { line } => bench::measured(&line),
+        Task::Bench { what: Bench::Boot, .. } => test::one_boot("what_the_hook_costs", &[("BOOTS", "cost")]),
     };
     done.unwrap_or_else(|error| {
         say::error(&format!("{error:#}"));

@@ -27,6 +27,9 @@ pub(crate) const IMAGE: [Tool; 3] = [
     tool("mount", "mount", "util-linux"),
     tool("cp", "coreutils", "coreutils"),
 ];
+/// What the measurements take beside that.
+pub(crate) const BENCH: [Tool; 3] =
+    [tool("rsync", "rsync", "rsync"), tool("tar", "tar", "tar"), tool("zstd", "zstd", "zstd")];
 /// What `try` takes beside that.
 pub(crate) const TRY: [Tool; 2] = [tool("tar", "tar", "tar"), tool("useradd", "passwd", "shadow")];
 /// What the tests take.

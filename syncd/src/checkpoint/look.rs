@@ -10,9 +10,8 @@ use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 
 use super::{CheckpointStats, Job};
-use crate::content::{self, NoSink};
-use crate::diff::{self, Draft};
-use crate::digest::Digest;
+use crate::content;
+use crate::diff::{self, Draft, Looked};
 use crate::entry::{Kind, Meta};
 use crate::error::{Error, Result};
 use crate::path::RelPath;
@@ -83,9 +82,10 @@ impl Job<'_> {
         Ok(())
     }
 
-    pub(super) fn hash<'a>(&self, scan: &'a [Found]) -> Result<BTreeMap<&'a RelPath, Digest>> {
+    /// Reads what has to be compared.
+    pub(super) fn look<'a>(&self, scan: &'a [Found]) -> Result<BTreeMap<&'a RelPath, Looked>> {
         let candidates: Vec<&'a Found> = diff::to_hash(&self.past.net, scan);
-        candidates
+        let looked: Vec<_> = candidates
             .into_par_iter()
             .map_init(Vec::new, |buffer, found| {
                 let file = match self.open(found) {
@@ -93,11 +93,13 @@ impl Job<'_> {
                     Err(Error::Moved { .. }) if !self.patient => return Ok(None),
                     other => other?,
                 };
-                let read = content::read(&file, self.past.seed, buffer, &self.upper.show(&found.path), &mut NoSink)?;
-                Ok(Some((&found.path, read.digest)))
+                let shown = self.upper.show(&found.path);
+                let read = content::hash(&file, self.past.seed, buffer, &shown)?;
+                let meta = scan::file_meta(&file, View::Upper, &shown)?;
+                Ok(Some((&found.path, Looked { meta, read })))
             })
-            .filter_map(Result::transpose)
-            .collect()
+            .collect::<Result<_>>()?;
+        Ok(looked.into_iter().flatten().collect())
     }
 
     /// Opens the file that the scan met; another one by that name, or none, makes us start over.

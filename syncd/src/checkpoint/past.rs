@@ -56,6 +56,14 @@ impl Past {
     }
 }
 
+impl Past {
+    /// Has the next checkpoint supersede a chain that turned out to be damaged.
+    pub(super) fn forget(&mut self, error: &Error, stats: &mut CheckpointStats) {
+        stats.healed = Some(with_causes(error));
+        (self.chain, self.net) = (None, Net::default());
+    }
+}
+
 /// An error and its causes, in one line.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());

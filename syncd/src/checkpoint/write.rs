@@ -1,27 +1,25 @@
 //! Puts what changed into one file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::fd::AsFd;
 
 use ephemeral_overlay::attributes::Handle;
 use ephemeral_overlay::error::{At, SystemError};
 use rayon::prelude::*;
-use rustix::fs::fstat;
 use rustix::io::Errno;
 
+use super::capture::Capture;
 use super::{CheckpointStats, Job};
 use crate::base;
 use crate::chain::Covers;
-use crate::content::{self, Read, Sink};
-use crate::diff::Draft;
+use crate::diff::{Draft, Looked};
 use crate::durable;
-use crate::entry::{Base, Change, Content, Kind, Node, State, Stretch};
-use crate::error::{Error, Result};
+use crate::entry::{Base, Change, Kind, Node, State};
+use crate::error::Result;
 use crate::format::write::{Writer, Written};
 use crate::format::{Header, Relation};
 use crate::path::RelPath;
-use crate::scan::{self, Found, Object, View};
+use crate::scan::Object;
 use crate::store::TargetStore;
 
 impl Job<'_> {
@@ -31,6 +29,7 @@ impl Job<'_> {
         sequence: u64,
         relation: Relation,
         drafts: &[(RelPath, Draft)],
+        looked: &BTreeMap<&RelPath, Looked>,
         stats: &mut CheckpointStats,
     ) -> Result<Written> {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -52,15 +51,15 @@ impl Job<'_> {
         let name = TargetStore::file_name(sequence);
         let path = store.directory().join(&name);
         durable::write_file(store.directory(), &name, |file| {
-            let mut writer = Writer::new(file, &path, &header, self.options.compression)?;
-            let changes = self.capture(&mut writer, drafts, bases, stats)?;
+            let mut writer = Writer::new(file, &path, &header)?;
+            let changes = self.capture(&mut writer, &header, drafts, looked, bases, stats)?;
             if !self.held.is_empty() || !self.patient {
                 // What is held and what is new come from different moments: only a whole tree may be written.
                 let mut net = self.past.net.clone();
                 net.apply(sequence, full, &changes);
                 net.check()?;
             }
-            writer.finish(changes)
+            writer.finish(changes, self.options.compression)
         })
     }
 
@@ -99,12 +98,26 @@ impl Job<'_> {
     fn capture(
         &self,
         writer: &mut Writer,
+        header: &Header,
         drafts: &[(RelPath, Draft)],
+        looked: &BTreeMap<&RelPath, Looked>,
         bases: Vec<Option<Base>>,
         stats: &mut CheckpointStats,
     ) -> Result<Vec<Change>> {
         stats.fuzzy.clear();
-        let mut buffer = Vec::new();
+        // Of a link group, the first member stands for all.
+        let mut groups = BTreeSet::new();
+        let mut files = Vec::new();
+        for (_, draft) in drafts {
+            if let Draft::Present(found, group) = *draft
+                && found.object == Object::File
+                && (group == 0 || groups.insert(group))
+            {
+                files.push((found, group));
+            }
+        }
+        let full = matches!(header.relation, Relation::Full { .. });
+        let mut captured = Capture::new(self, header.sequence, full, files, looked).run(writer)?.into_iter();
         let mut leaders: BTreeMap<u32, Node> = BTreeMap::new();
         let mut changes = Vec::with_capacity(drafts.len());
         for ((path, draft), base) in drafts.iter().zip(bases) {
@@ -113,14 +126,15 @@ impl Job<'_> {
                 Draft::AsLower => State::AsLower,
                 Draft::Present(_, group) if leaders.contains_key(group) => State::Present(leaders[group].clone()),
                 Draft::Present(found, group) => {
-                    let mut node = match self.capture_node(writer, found, &mut buffer) {
-                        Err(Error::Moved { .. }) if !self.patient && *group == 0 => {
-                            stats.disputed.push(path.clone());
-                            continue;
-                        }
-                        other => other?,
+                    let (kind, meta) = if let Object::Other(kind, meta) = &found.object {
+                        (kind.clone(), meta.clone())
+                    } else if let Some((meta, content)) = captured.next().flatten() {
+                        (Kind::File(content), meta)
+                    } else {
+                        stats.disputed.push(path.clone());
+                        continue;
                     };
-                    node.group = *group;
+                    let node = Node { kind, meta, group: *group };
                     if node.content().is_some_and(|content| content.fuzzy) {
                         stats.fuzzy.push(path.clone());
                     }
@@ -135,21 +149,6 @@ impl Job<'_> {
         Ok(changes)
     }
 
-    fn capture_node(&self, writer: &mut Writer, found: &Found, buffer: &mut Vec<u8>) -> Result<Node> {
-        if let Object::Other(kind, meta) = &found.object {
-            return Ok(Node { kind: kind.clone(), meta: meta.clone(), group: 0 });
-        }
-        let shown = self.upper.show(&found.path);
-        let file = self.open(found)?;
-        let mut capture = Capture { start: writer.position(), writer, stretches: Vec::new() };
-        let Read { size, digest, fuzzy } = content::read(&file, self.past.seed, buffer, &shown, &mut capture)?;
-        let stretches = capture.stretches;
-        // The metadata of the very inode whose contents were read.
-        let raw = Handle::of(file.as_fd()).read_all().at("listxattr", &shown)?;
-        let (meta, _) = scan::meta(&fstat(&file).at("fstat", &shown)?, raw, View::Upper, &shown)?;
-        Ok(Node { kind: Kind::File(Content { size, digest, fuzzy, stretches }), meta, group: 0 })
-    }
-
     fn has_user_xattrs(&self) -> Result<bool, SystemError> {
         let root = Handle::of(self.upper.root());
         match rustix::fs::getxattr_query(root.path(), "user.ephemeral_overlay") {
@@ -157,31 +156,5 @@ impl Job<'_> {
             Ok(_) | Err(Errno::NODATA) => Ok(true),
             Err(error) => Err(error).at("getxattr", self.upper.path()),
         }
-    }
-}
-
-/// Puts a file's bytes into a checkpoint and keeps where they went.
-struct Capture<'w, 'a> {
-    writer: &'w mut Writer<'a>,
-    start: u64,
-    stretches: Vec<Stretch>,
-}
-
-impl Sink for Capture<'_, '_> {
-    fn begin(&mut self) {
-        self.writer.rewind(self.start);
-        self.stretches.clear();
-    }
-
-    fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let data = self.writer.position();
-        let length = bytes.len() as u64;
-        match self.stretches.last_mut() {
-            Some(last) if last.offset + last.length == offset && last.data + last.length == data => {
-                last.length += length;
-            }
-            _ => self.stretches.push(Stretch { offset, length, data }),
-        }
-        self.writer.data(bytes)
     }
 }

@@ -8,18 +8,17 @@ use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::CHECKPOINT_FORMAT;
 use ephemeral_overlay::error::At;
+use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{END, FRAME, Header, Index, MAGIC, PRELUDE, TRAILER, Trailer};
-use crate::digest::Digest;
-use crate::entry::{Change, Content, Kind, Node};
+use super::{END, FRAME, FrameInfo, Header, INDEX_RATIO, Index, MAGIC, PRELUDE, TRAILER, Trailer};
+use crate::digest::{self, BLOCK, Digest};
+use crate::entry::{Change, Content, Kind, Node, Stretch};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 
 /// The longest header that is read; a real one has some hundred bytes.
 const HEADER_MAX: usize = 64 * 1024;
-/// How much is read at once when every byte is checked.
-const READ: usize = 1 << 20;
 
 /// An open checkpoint: header and index are checked and in memory, data is read when it is asked for.
 #[derive(Debug)]
@@ -31,12 +30,21 @@ pub struct Checkpoint {
     pub header: Header,
     /// Its changes, in path order.
     pub changes: Vec<Change>,
-    /// The digest over every byte, as the trailer has it.
+    /// Its digest, as the trailer has it.
     pub digest: Digest,
-    /// Where each frame begins in the file; one more than there are frames.
-    frames: Vec<u64>,
-    /// The frame that was decompressed last.
-    cached: Option<(usize, Vec<u8>)>,
+    frames: Vec<Frame>,
+    /// The length of its data.
+    data_len: u64,
+}
+
+/// Where a frame is.
+#[derive(Debug)]
+struct Frame {
+    info: FrameInfo,
+    /// Where it begins in the file.
+    at: u64,
+    /// Where its data begins in the data of the checkpoint.
+    data: u64,
 }
 
 impl Checkpoint {
@@ -74,62 +82,54 @@ impl Checkpoint {
         }
         let header_bytes = read(PRELUDE as u64, header_len)?;
         let tail = read(trailer_at, TRAILER)?;
-        let (numbers, rest) = tail.split_at(32);
-        let (digests, end) = rest.split_at(32);
+        let (numbers, rest) = tail.split_at(24);
+        let (digest, end) = rest.split_at(16);
         if end != END {
             return Err(damaged("it does not end as a checkpoint does"));
         }
-        let digest_at = |at: usize| {
-            let mut bytes = [0; 16];
-            bytes.copy_from_slice(&digests[at..at + 16]);
-            Digest(u128::from_le_bytes(bytes))
-        };
-        let mut fixed = [0; 32];
+        let (mut fixed, mut digest_bytes) = ([0; 24], [0; 16]);
         fixed.copy_from_slice(numbers);
-        let trailer = Trailer::from_bytes(&fixed);
-        if trailer.index_at < (PRELUDE + header_len) as u64
-            || trailer.index_at.checked_add(trailer.index_len) != Some(trailer_at)
-        {
+        digest_bytes.copy_from_slice(digest);
+        let (trailer, digest) = (Trailer::from_bytes(&fixed), Digest(u128::from_le_bytes(digest_bytes)));
+        if trailer.at < (PRELUDE + header_len) as u64 || trailer.at.checked_add(trailer.len) != Some(trailer_at) {
             return Err(damaged("its index is not where it can be"));
         }
-        let index = read(trailer.index_at, usize::try_from(trailer.index_len).unwrap_or(usize::MAX))?;
+        if trailer.raw > trailer.len.saturating_mul(INDEX_RATIO) {
+            return Err(damaged("its index is longer than it can be"));
+        }
+        let index = read(trailer.at, usize::try_from(trailer.len).unwrap_or(usize::MAX))?;
         let mut head = Xxh3::new();
         for part in [&prelude[..], &header_bytes, &index, numbers] {
             head.update(part);
         }
-        if Digest(head.digest128()) != digest_at(0) {
+        if Digest(head.digest128()) != digest {
             return Err(damaged("the digest of its index is wrong"));
         }
         let header: Header = postcard::from_bytes(&header_bytes).map_err(|error| damaged(&error.to_string()))?;
         let mut raw = Vec::new();
         let decoder = zstd::Decoder::new(&index[..]).at("zstd", path)?;
         // One byte more than declared would show a lie.
-        decoder.take(trailer.index_raw.saturating_add(1)).read_to_end(&mut raw).at("zstd", path)?;
-        if raw.len() as u64 != trailer.index_raw {
+        decoder.take(trailer.raw.saturating_add(1)).read_to_end(&mut raw).at("zstd", path)?;
+        if raw.len() as u64 != trailer.raw {
             return Err(damaged("its index is not as long as it says"));
         }
         let index: Index = postcard::from_bytes(&raw).map_err(|error| damaged(&error.to_string()))?;
-        check(&index, &trailer).map_err(damaged)?;
-
-        let mut at = (PRELUDE + header_len) as u64;
-        let mut frames = vec![at];
-        for length in index.frames {
-            at += u64::from(length);
-            frames.push(at);
+        let (mut at, mut data) = ((PRELUDE + header_len) as u64, 0);
+        let mut frames = Vec::new();
+        for info in index.frames {
+            if info.raw == 0 || info.raw as usize > FRAME || info.stored > info.raw {
+                return Err(damaged("a frame of its data has an impossible length"));
+            }
+            frames.push(Frame { info, at, data });
+            at += u64::from(info.stored);
+            data += u64::from(info.raw);
         }
-        if at != trailer.index_at {
+        if at != trailer.at {
             return Err(damaged("its data is not as long as it says"));
         }
-        Ok(Self {
-            path: path.to_path_buf(),
-            length,
-            header,
-            changes: index.changes,
-            digest: digest_at(16),
-            frames,
-            cached: None,
-            file,
-        })
+        check(&index.changes, data).map_err(damaged)?;
+        let changes = index.changes;
+        Ok(Self { path: path.to_path_buf(), length, header, changes, digest, frames, data_len: data, file })
     }
 
     /// Where it is.
@@ -144,74 +144,69 @@ impl Checkpoint {
         self.length
     }
 
-    /// Reads every byte and checks the digest over all of them.
+    /// The length of its data.
+    #[must_use]
+    pub fn data_len(&self) -> u64 {
+        self.data_len
+    }
+
+    /// Reads every byte that [`Checkpoint::open`] did not, and checks its digest.
     ///
     /// # Errors
     /// When it cannot be read or is damaged.
     pub fn verify(&self, progress: &Progress) -> Result<()> {
-        // The digest itself and END follow.
-        let end = self.length - 24;
-        let mut whole = Xxh3::new();
-        let mut buffer = vec![0; READ];
-        let mut at = 0;
-        while at < end {
-            let length = usize::try_from(end - at).unwrap_or(READ).min(READ);
-            self.file.read_exact_at(&mut buffer[..length], at).at("pread64", &self.path)?;
-            whole.update(&buffer[..length]);
+        self.frames.par_iter().try_for_each_init(Vec::new, |stored, frame| {
             progress.step();
-            at += length as u64;
-        }
-        if Digest(whole.digest128()) == self.digest { Ok(()) } else { Err(self.damaged("its digest is wrong")) }
+            self.read_stored(frame, stored)
+        })
     }
 
-    /// Hands out the bytes of a file, stretch by stretch, each piece with its offset in the file.
+    /// The number of the frame that holds a byte of the data, and where in the data that frame begins.
+    pub(crate) fn frame_of(&self, data: u64) -> Option<(usize, u64)> {
+        let number = self.frames.partition_point(|frame| frame.data <= data).checked_sub(1)?;
+        (data < self.data_len).then(|| (number, self.frames[number].data))
+    }
+
+    /// The data of a frame.
     ///
     /// # Errors
-    /// When the data cannot be read or decompressed, or `sink` fails.
-    pub fn contents(&mut self, content: &Content, sink: &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
-        for stretch in &content.stretches {
-            let mut done = 0;
-            while done < stretch.length {
-                let at = stretch.data + done;
-                let within = usize::try_from(at % FRAME as u64).unwrap_or(0);
-                let frame = usize::try_from(at / FRAME as u64).unwrap_or(usize::MAX);
-                let left = usize::try_from(stretch.length - done).unwrap_or(usize::MAX);
-                let bytes = self.frame(frame)?;
-                let piece = bytes.get(within..).filter(|piece| !piece.is_empty());
-                let Some(piece) = piece.map(|piece| &piece[..piece.len().min(left)]) else {
-                    return Err(self.damaged("a frame of its data is too short"));
-                };
-                sink(stretch.offset + done, piece)?;
-                done += piece.len() as u64;
-            }
+    /// When it cannot be read or is damaged.
+    pub(crate) fn read_frame(&self, number: usize) -> Result<Vec<u8>> {
+        let frame = &self.frames[number];
+        let mut stored = Vec::new();
+        self.read_stored(frame, &mut stored)?;
+        if frame.info.stored == frame.info.raw {
+            return Ok(stored);
         }
-        Ok(())
+        let data = zstd::bulk::decompress(&stored, frame.info.raw as usize).at("zstd", &self.path)?;
+        if data.len() == frame.info.raw as usize {
+            Ok(data)
+        } else {
+            Err(self.damaged("a frame of its data is too short"))
+        }
     }
 
-    fn frame(&mut self, number: usize) -> Result<&[u8]> {
-        if self.cached.as_ref().is_none_or(|(cached, _)| *cached != number) {
-            let (Some(&start), Some(&end)) = (self.frames.get(number), self.frames.get(number + 1)) else {
-                return Err(self.damaged("a stretch lies outside its data"));
-            };
-            let mut compressed = vec![0; usize::try_from(end - start).unwrap_or(0)];
-            self.file.read_exact_at(&mut compressed, start).at("pread64", &self.path)?;
-            let bytes = zstd::bulk::decompress(&compressed, FRAME).at("zstd", &self.path)?;
-            self.cached = Some((number, bytes));
+    fn read_stored(&self, frame: &Frame, stored: &mut Vec<u8>) -> Result<()> {
+        stored.resize(frame.info.stored as usize, 0);
+        self.file.read_exact_at(stored, frame.at).at("pread64", &self.path)?;
+        if digest::of_bytes(stored, 0) == frame.info.digest {
+            Ok(())
+        } else {
+            Err(self.damaged("the digest of a frame of its data is wrong"))
         }
-        Ok(self.cached.as_ref().map_or(&[], |(_, bytes)| bytes))
     }
 
-    fn damaged(&self, what: &str) -> Error {
+    pub(crate) fn damaged(&self, what: &str) -> Error {
         Error::Damaged { path: self.path.clone(), what: what.to_owned() }
     }
 }
 
 /// What the types alone do not guarantee.
-fn check(index: &Index, trailer: &Trailer) -> Result<(), &'static str> {
-    if index.changes.windows(2).any(|pair| pair[0].path >= pair[1].path) {
+fn check(changes: &[Change], data_len: u64) -> Result<(), &'static str> {
+    if changes.windows(2).any(|pair| pair[0].path >= pair[1].path) {
         return Err("its changes are not in path order");
     }
-    let nodes = index.changes.iter().filter_map(|change| change.state.node());
+    let nodes = changes.iter().filter_map(|change| change.state.node());
     for Node { kind, meta, .. } in nodes {
         if meta.mode & !0o7777 != 0 || meta.mtime_nsec >= 1_000_000_000 {
             return Err("a mode or a time is out of range");
@@ -223,7 +218,7 @@ fn check(index: &Index, trailer: &Trailer) -> Result<(), &'static str> {
             Kind::Symlink { target } if target.is_empty() || target.contains(&0) => {
                 return Err("a symlink leads to an impossible name");
             }
-            Kind::File(content) => check_content(content, trailer.data_len)?,
+            Kind::File(content) => check_content(content, data_len)?,
             _ => {}
         }
     }
@@ -232,17 +227,25 @@ fn check(index: &Index, trailer: &Trailer) -> Result<(), &'static str> {
 
 fn check_content(content: &Content, data_len: u64) -> Result<(), &'static str> {
     let mut at = 0;
-    for stretch in &content.stretches {
-        let end = stretch.offset.checked_add(stretch.length);
-        let data_end = stretch.data.checked_add(stretch.length);
-        if stretch.length == 0
-            || stretch.offset < at
+    for &Stretch { offset, length, back, data } in &content.stretches {
+        let end = offset.checked_add(length);
+        let data_end = data.checked_add(length);
+        if length == 0
+            || offset < at
             || end.is_none_or(|end| end > content.size)
-            || data_end.is_none_or(|end| end > data_len)
+            || data_end.is_none_or(|end| back == 0 && end > data_len)
         {
             return Err("a file's stretches do not fit");
         }
         at = end.unwrap_or(u64::MAX);
+    }
+    let blocks = content.size.div_ceil(BLOCK as u64);
+    let mut next = 0;
+    for block in &content.blocks {
+        if blocks < 2 || block.number < next || block.number >= blocks {
+            return Err("a file's blocks do not fit");
+        }
+        next = block.number + 1;
     }
     Ok(())
 }

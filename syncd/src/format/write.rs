@@ -1,34 +1,106 @@
-//! Writes a checkpoint: data is compressed in parallel and written in order, so the same tree gives the same bytes.
+//! Writes a checkpoint: frames in the order in which they are handed over, so the same tree gives the same bytes.
 
 use std::fs::File;
 use std::io::Write;
+use std::num::NonZeroU64;
 use std::path::Path;
 
 use ephemeral_overlay::CHECKPOINT_FORMAT;
 use ephemeral_overlay::error::{At, SystemError};
-use rayon::prelude::*;
+use rustix::fs::{Advice, fadvise};
 use xxhash_rust::xxh3::Xxh3;
+use zstd::bulk::Compressor;
 
-use super::{END, FRAME, Header, Index, MAGIC, Trailer};
-use crate::digest::Digest;
+use super::{END, FrameInfo, Header, Index, MAGIC, Trailer};
+use crate::digest::{self, Digest};
 use crate::entry::Change;
 use crate::error::Result;
+
+/// How much is written before the disk is told to begin with it.
+const HASTEN: u64 = 8 << 20;
+/// Shorter data is compressed without a look at a sample.
+const SAMPLED: usize = 64 << 10;
+/// A sample is one piece of this length out of each 64 KiB.
+const SAMPLE: usize = 2 << 10;
+
+/// Compresses frames. One for each thread: it is reused.
+pub struct Packer {
+    compressor: Compressor<'static>,
+    /// For samples.
+    fast: Compressor<'static>,
+    sample: Vec<u8>,
+}
+
+impl std::fmt::Debug for Packer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Packer").finish_non_exhaustive()
+    }
+}
+
+/// A frame as it will be in the file.
+#[derive(Debug)]
+pub struct Frame {
+    info: FrameInfo,
+    stored: Vec<u8>,
+}
+
+impl Packer {
+    /// One with zstd's level.
+    ///
+    /// # Errors
+    /// When zstd has no memory.
+    pub fn new(level: i32) -> std::io::Result<Self> {
+        Ok(Self { compressor: Compressor::new(level)?, fast: Compressor::new(1)?, sample: Vec::new() })
+    }
+
+    /// Makes a frame of at most [`super::FRAME`] bytes. What does not get shorter is stored as it is.
+    ///
+    /// # Errors
+    /// Whatever zstd says.
+    pub fn pack(&mut self, data: Vec<u8>) -> std::io::Result<Frame> {
+        let raw = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let stored = if self.is_incompressible(&data)? {
+            data
+        } else {
+            let packed = self.compressor.compress(&data)?;
+            // Reading it back costs, too.
+            if packed.len() + data.len() / 32 < data.len() { packed } else { data }
+        };
+        let digest = digest::of_bytes(&stored, 0);
+        Ok(Frame { info: FrameInfo { raw, stored: u32::try_from(stored.len()).unwrap_or(u32::MAX), digest }, stored })
+    }
+
+    fn is_incompressible(&mut self, data: &[u8]) -> std::io::Result<bool> {
+        if data.len() < SAMPLED {
+            return Ok(false);
+        }
+        self.sample.clear();
+        for part in data.chunks_exact(SAMPLED) {
+            self.sample.extend_from_slice(&part[..SAMPLE]);
+        }
+        let packed = self.fast.compress(&self.sample)?;
+        Ok(packed.len() + self.sample.len() / 32 > self.sample.len())
+    }
+}
+
+impl Frame {
+    /// The length of its data.
+    #[must_use]
+    pub fn raw_len(&self) -> u64 {
+        self.info.raw.into()
+    }
+}
 
 /// A checkpoint that is being written.
 pub struct Writer<'a> {
     out: &'a mut File,
     path: &'a Path,
-    level: i32,
     written: u64,
-    /// Over every byte written.
-    whole: Xxh3,
+    /// How much of it the disk was told to write.
+    hastened: u64,
     /// Over what stands before the data; the index is added at the end.
     head: Xxh3,
-    /// Frames that wait to be compressed together; all but the last are complete.
-    batch: Vec<Vec<u8>>,
-    frames: Vec<u32>,
-    /// The length of the data in `frames`, before compression.
-    flushed: u64,
+    frames: Vec<FrameInfo>,
 }
 
 impl std::fmt::Debug for Writer<'_> {
@@ -40,30 +112,20 @@ impl std::fmt::Debug for Writer<'_> {
 /// What was written.
 #[derive(Debug, Clone, Copy)]
 pub struct Written {
-    /// The digest over every byte, which the next checkpoint names.
+    /// The checkpoint's digest, which the next one names.
     pub digest: Digest,
     /// The length of the file in bytes.
     pub bytes: u64,
 }
 
 impl<'a> Writer<'a> {
-    /// Begins a checkpoint in `out`; `path` is for messages, `level` is zstd's.
+    /// Begins a checkpoint in `out`; `path` is for messages.
     ///
     /// # Errors
     /// Whatever write(2) says.
-    pub fn new(out: &'a mut File, path: &'a Path, header: &Header, level: i32) -> Result<Self> {
+    pub fn new(out: &'a mut File, path: &'a Path, header: &Header) -> Result<Self> {
         let header = encode(header, path)?;
-        let mut writer = Self {
-            out,
-            path,
-            level,
-            written: 0,
-            whole: Xxh3::new(),
-            head: Xxh3::new(),
-            batch: Vec::new(),
-            frames: Vec::new(),
-            flushed: 0,
-        };
+        let mut writer = Self { out, path, written: 0, hastened: 0, head: Xxh3::new(), frames: Vec::new() };
         let mut prelude = MAGIC.to_vec();
         prelude.extend_from_slice(&CHECKPOINT_FORMAT.to_le_bytes());
         prelude.extend_from_slice(&u32::try_from(header.len()).unwrap_or(u32::MAX).to_le_bytes());
@@ -73,84 +135,39 @@ impl<'a> Writer<'a> {
         Ok(writer)
     }
 
-    /// Where the next byte of data will be.
-    #[must_use]
-    pub fn position(&self) -> u64 {
-        let waiting: usize = self.batch.iter().map(Vec::len).sum();
-        self.flushed + waiting as u64
-    }
-
-    /// Appends data.
+    /// Appends a frame of data.
     ///
     /// # Errors
-    /// Whatever zstd or write(2) says.
-    pub fn data(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            if self.batch.last().is_none_or(|frame| frame.len() == FRAME) {
-                if self.batch.len() >= 2 * rayon::current_num_threads() {
-                    self.flush()?;
-                }
-                self.batch.push(Vec::with_capacity(FRAME));
-            }
-            let Some(frame) = self.batch.last_mut() else { break };
-            let (now, later) = bytes.split_at(bytes.len().min(FRAME - frame.len()));
-            frame.extend_from_slice(now);
-            bytes = later;
+    /// Whatever write(2) says.
+    pub fn frame(&mut self, frame: &Frame) -> Result<()> {
+        self.frames.push(frame.info);
+        self.write(&frame.stored)?;
+        if let Some(length) = NonZeroU64::new(self.written - self.hastened).filter(|length| length.get() >= HASTEN) {
+            // Linux begins to write what is no longer needed (mm/fadvise.c), so that the disk works while we do.
+            let _advice = fadvise(&*self.out, self.hastened, Some(length), Advice::DontNeed);
+            self.hastened = self.written;
         }
         Ok(())
-    }
-
-    /// Takes back the data from `position` on, where it has not been written yet; the rest stays unused.
-    pub fn rewind(&mut self, position: u64) {
-        let keep = usize::try_from(position.saturating_sub(self.flushed)).unwrap_or(usize::MAX);
-        self.batch.truncate(keep.div_ceil(FRAME));
-        if let Some(last) = self.batch.last_mut() {
-            last.truncate((keep - 1) % FRAME + 1);
-        }
     }
 
     /// Ends the checkpoint with its changes, which must be in path order. Nothing is synced here.
     ///
     /// # Errors
     /// Whatever zstd or write(2) says.
-    pub fn finish(mut self, changes: Vec<Change>) -> Result<Written> {
-        self.flush()?;
+    pub fn finish(mut self, changes: Vec<Change>, level: i32) -> Result<Written> {
         let raw = encode(&Index { frames: std::mem::take(&mut self.frames), changes }, self.path)?;
-        let index = zstd::bulk::compress(&raw, self.level).at("zstd", self.path)?;
-        let trailer = Trailer {
-            index_at: self.written,
-            index_len: index.len() as u64,
-            index_raw: raw.len() as u64,
-            data_len: self.flushed,
-        }
-        .to_bytes();
+        let index = zstd::bulk::compress(&raw, level).at("zstd", self.path)?;
+        let trailer = Trailer { at: self.written, len: index.len() as u64, raw: raw.len() as u64 }.to_bytes();
         self.head.update(&index);
         self.head.update(&trailer);
+        let digest = Digest(self.head.digest128());
         self.write(&index)?;
-        self.write(&trailer)?;
-        self.write(&self.head.digest128().to_le_bytes())?;
-        let digest = Digest(self.whole.digest128());
-        self.write(&digest.0.to_le_bytes())?;
-        self.write(&END)?;
+        self.write(&[&trailer[..], &digest.0.to_le_bytes(), &END].concat())?;
         Ok(Written { digest, bytes: self.written })
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        let level = self.level;
-        let compressed: Vec<_> = self.batch.par_iter().map(|frame| zstd::bulk::compress(frame, level)).collect();
-        for frame in compressed {
-            let frame = frame.at("zstd", self.path)?;
-            self.frames.push(u32::try_from(frame.len()).unwrap_or(u32::MAX));
-            self.write(&frame)?;
-        }
-        self.flushed = self.position();
-        self.batch.clear();
-        Ok(())
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), SystemError> {
         self.out.write_all(bytes).at("write", self.path)?;
-        self.whole.update(bytes);
         self.written += bytes.len() as u64;
         Ok(())
     }

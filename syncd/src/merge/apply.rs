@@ -1,103 +1,162 @@
-//! Makes a net state true: removals, then objects from above, then directories from below.
+//! Makes a net state true: removals, then objects from above, then directories from below. The files of a directory are
+//! made by several threads; nothing depends on their order but hard links, which come after what they lead to.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use ephemeral_overlay::error::{At, SystemError};
+use rayon::prelude::*;
 use rustix::fs::fstatvfs;
 use rustix::io::Errno;
 
-use super::{extras, is_unchanged, leaders};
-use crate::chain::{Chain, Net, Recorded};
+use super::{extras, is_unchanged, leaders, parts};
+use crate::chain::{Chain, FrameCache, Net, Recorded};
 use crate::entry::{Node, State};
 use crate::error::{Error, Result};
+use crate::existing::Existing;
 use crate::path::RelPath;
-use crate::place::Place;
+use crate::place::{Contents, Place};
 use crate::progress::Progress;
 use crate::tree::Tree;
+
+/// A file of at least this length is changed in place, if lower has it.
+const IN_PLACE: u64 = 1 << 20;
+
+/// What lower's file system cannot hold, with what it said.
+pub(super) type Left = BTreeMap<RelPath, String>;
 
 /// Makes `net` true.
 pub(super) struct Apply<'a> {
     pub(super) net: &'a Net,
-    pub(super) chain: &'a mut Chain,
+    pub(super) chain: &'a Chain,
     pub(super) place: &'a Place<'a>,
     pub(super) lower: &'a Tree,
     pub(super) seed: u64,
     pub(super) only_metadata: &'a BTreeSet<RelPath>,
     /// The directories of which nothing of lower shows through.
     pub(super) hidden: HashSet<&'a RelPath>,
-    /// What lower's file system cannot hold, with what it said.
-    pub(super) left: BTreeMap<RelPath, String>,
+    /// A cut may have left something unfinished.
+    pub(super) redo: bool,
     pub(super) progress: &'a Progress,
 }
 
 impl Apply<'_> {
-    pub(super) fn run(&mut self) -> Result<()> {
+    pub(super) fn run(&self) -> Result<Left> {
         for (path, recorded) in &self.net.entries {
             if recorded.state == State::Deleted {
                 self.place.remove(path)?;
             }
         }
-        let leaders = leaders(self.net);
-        for (path, Recorded { state, seq }) in &self.net.entries {
-            let Some(node) = state.node() else { continue };
+        let mut left = Left::new();
+        for (path, _) in self.directories() {
             self.progress.step();
-            let done = match leaders.get(path) {
-                _ if node.is_dir() => self.directory(path),
-                Some(leader) if *leader != path => match self.left.get(*leader) {
-                    None => self.place.link(leader, path),
-                    Some(why) => {
-                        let why = why.clone();
-                        self.left.insert(path.clone(), why);
-                        continue;
-                    }
-                },
-                None if is_unchanged(self.lower, path, node, self.seed)? => self.place.finish_file(path, &node.meta),
-                _ => self.put(path, node, *seq),
+            left.extend(self.unless_impossible(path, self.directory(path))?);
+        }
+        let leaders = leaders(self.net);
+        let parts = parts(self.net);
+        let made = parts.par_iter().enumerate().map_init(FrameCache::default, |frames, (number, (parent, files))| {
+            let files = files.iter().filter(|(path, _)| leaders.get(*path).is_none_or(|leader| leader == path));
+            self.files(&self.place.part(number), parent, files.copied(), &leaders, frames)
+        });
+        left.extend(made.collect::<Result<Vec<_>>>()?.into_iter().flatten());
+        for (path, leader) in leaders.iter().filter(|(path, leader)| path != leader) {
+            let done = match left.get(*leader) {
+                None => self.unless_impossible(path, self.place.link(leader, path))?,
+                Some(why) => Some(((*path).clone(), why.clone())),
             };
-            self.unless_impossible(path, done)?;
+            left.extend(done);
         }
         // Below first: making or removing a name changes the times of its directory.
-        for (path, recorded) in self.net.entries.iter().rev() {
-            let node = recorded.state.node().filter(|node| node.is_dir() && !self.only_metadata.contains(path));
-            if let Some(node) = node {
-                let done = self.place.finish_dir(path, &node.meta, node.is_opaque());
-                self.unless_impossible(path, done)?;
-            }
+        for (path, node) in self.directories().rev().filter(|(path, _)| !self.only_metadata.contains(*path)) {
+            let done = self.place.finish_dir(path, &node.meta, node.is_opaque());
+            left.extend(self.unless_impossible(path, done)?);
         }
-        Ok(())
+        Ok(left)
     }
 
-    fn put(&mut self, path: &RelPath, node: &Node, seq: u64) -> Result<()> {
-        let (chain, progress) = (&mut *self.chain, self.progress);
-        self.place.put(path, node, &mut |_, content, sink| {
-            chain.contents(seq, content, &mut |at, bytes| {
-                progress.step();
-                sink(at, bytes)
-            })
-        })
-    }
-
-    /// What a tmpfs can hold and this file system cannot is left, and must not keep all the rest from being merged:
-    /// anybody who may write to a directory of a target can make such an object.
-    fn unless_impossible(&mut self, path: &RelPath, done: Result<()>) -> Result<()> {
-        match done {
-            Err(Error::System(error)) if is_impossible(&error, self.lower)? => {
-                self.left.insert(path.clone(), format!("{}: {}", error.call, error.source));
-                Ok(())
-            }
-            other => other,
-        }
+    fn directories(&self) -> impl DoubleEndedIterator<Item = (&RelPath, &Node)> {
+        let nodes = self.net.entries.iter().filter_map(|(path, recorded)| Some((path, recorded.state.node()?)));
+        nodes.filter(|(_, node)| node.is_dir())
     }
 
     fn directory(&self, path: &RelPath) -> Result<()> {
         if !path.is_root() {
             self.place.make_dir(path)?;
         }
-        self.place.sweep(path)?;
+        if self.redo {
+            self.place.sweep(path)?;
+        }
         if self.hidden.contains(path) {
             extras(self.net, self.lower, path)?.iter().try_for_each(|extra| self.place.remove(extra))?;
         }
         Ok(())
+    }
+
+    /// Makes files of one directory.
+    fn files<'e>(
+        &self,
+        place: &Place,
+        parent: &RelPath,
+        files: impl Iterator<Item = (&'e RelPath, &'e Recorded)>,
+        leaders: &BTreeMap<&RelPath, &RelPath>,
+        frames: &mut FrameCache,
+    ) -> Result<Left> {
+        let mut left = Left::new();
+        let mut dir = None;
+        for (path, Recorded { state, seq }) in files {
+            let Some(node) = state.node() else { continue };
+            let dir = match &dir {
+                Some(dir) => dir,
+                None => dir.insert(self.lower.open_dir(parent)?),
+            };
+            self.progress.step();
+            let mut contents = |_: &RelPath, content: &_, sink: &mut dyn FnMut(u64, &[u8]) -> Result<()>| {
+                self.chain.contents(*seq, content, frames, &mut |at, bytes| {
+                    self.progress.step();
+                    sink(at, bytes)
+                })
+            };
+            let is_linked = leaders.contains_key(path);
+            left.extend(
+                self.unless_impossible(path, self.file(place, dir.as_fd(), path, node, is_linked, &mut contents))?,
+            );
+        }
+        Ok(left)
+    }
+
+    fn file(
+        &self,
+        place: &Place,
+        dir: BorrowedFd<'_>,
+        path: &RelPath,
+        node: &Node,
+        is_linked: bool,
+        contents: &mut Contents,
+    ) -> Result<()> {
+        if let Some(content) = node.content().filter(|_| !is_linked)
+            && let Some(existing) = Existing::at(self.lower, dir, path)?
+            && let Some(file) = &existing.file
+        {
+            if is_unchanged(&existing, node, self.seed)? {
+                return place.finish_file(file, &node.meta, dir, path);
+            }
+            // A file that has other names keeps its content under those.
+            if content.size >= IN_PLACE && existing.stat.st_nlink == 1 {
+                return place.update(file, node, dir, path, contents);
+            }
+        }
+        place.put_in(dir, path, node, contents)
+    }
+
+    /// What a tmpfs can hold and this file system cannot is left, and must not keep all the rest from being merged:
+    /// anybody who may write to a directory of a target can make such an object.
+    fn unless_impossible(&self, path: &RelPath, done: Result<()>) -> Result<Option<(RelPath, String)>> {
+        match done {
+            Err(Error::System(error)) if is_impossible(&error, self.lower)? => {
+                Ok(Some((path.clone(), format!("{}: {}", error.call, error.source))))
+            }
+            other => other.map(|()| None),
+        }
     }
 }
 

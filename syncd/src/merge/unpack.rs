@@ -1,11 +1,14 @@
 //! What a boot does instead of a merge that cannot finish.
 
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+
 use ephemeral_overlay::attributes::Handle;
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::token::Token;
 
 use super::leaders;
-use crate::chain::Recorded;
+use crate::chain::{FrameCache, Recorded};
 use crate::conflict;
 use crate::entry::Node;
 use crate::error::{Error, Result};
@@ -14,7 +17,7 @@ use crate::place::{Into, Place, temporary_name};
 use crate::progress::Progress;
 use crate::scan::dir_meta;
 use crate::store::TargetStore;
-use crate::tree::Tree;
+use crate::tree::{Tree, is_nothing, list};
 
 /// Unpacks the net state of a chain that could not be merged into an upper directory that is not mounted yet. It
 /// masks every path that the merge touches, so the view is exact although lower may be half merged. The chain and
@@ -29,7 +32,7 @@ pub fn unpack(store: &TargetStore, lower: &Tree, upper: &Tree, progress: &Progre
         // Lower has everything; only the cleaning up could not be done.
         return Ok(());
     }
-    let Some(mut chain) = store.chain()? else { return Ok(()) };
+    let Some(chain) = store.chain()? else { return Ok(()) };
     if chain.token() != token {
         return Err(Error::Foreign { target: store.target().to_path_buf() });
     }
@@ -44,6 +47,7 @@ pub fn unpack(store: &TargetStore, lower: &Tree, upper: &Tree, progress: &Progre
     let only_metadata = conflict::leave_alone(&mut net, &left_alone, lower)?;
     let place = Place::new(upper, Into::Upper, Token::random().at("getrandom", upper.path())?);
     let leaders = leaders(&net);
+    let mut frames = FrameCache::default();
     for (path, Recorded { state, seq }) in &net.entries {
         progress.step();
         match (state.node(), leaders.get(path)) {
@@ -51,7 +55,9 @@ pub fn unpack(store: &TargetStore, lower: &Tree, upper: &Tree, progress: &Progre
             (Some(node), _) if node.is_dir() && path.is_root() => {}
             (Some(node), _) if node.is_dir() => place.make_dir(path)?,
             (Some(_), Some(leader)) if *leader != path => place.link(leader, path)?,
-            (Some(node), _) => place.put(path, node, &mut |_, content, sink| chain.contents(*seq, content, sink))?,
+            (Some(node), _) => {
+                place.put(path, node, &mut |_, content, sink| chain.contents(*seq, content, &mut frames, sink))?;
+            }
         }
     }
     for (path, recorded) in net.entries.iter().rev() {
@@ -68,8 +74,16 @@ pub fn unpack(store: &TargetStore, lower: &Tree, upper: &Tree, progress: &Progre
     Ok(())
 }
 
-/// Hides the temporary file that a cut left in a directory of lower.
+/// Hides the temporary files that a cut left in a directory of lower.
 fn mask_temporary(lower: &Tree, place: &Place, path: &RelPath, node: &Node, token: Token) -> Result<()> {
-    let name = path.child(&temporary_name(token));
-    if node.is_opaque() || lower.stat(&name)?.is_none() { Ok(()) } else { place.whiteout(&name) }
+    let dir = match lower.open_dir(path) {
+        Err(error) if is_nothing(error.errno()) => return Ok(()),
+        other => other?,
+    };
+    if node.is_opaque() {
+        return Ok(());
+    }
+    let (names, ours) = (list(dir.as_fd(), &lower.show(path))?, temporary_name(token));
+    let unfinished = names.iter().filter(|name| name.as_bytes().starts_with(ours.as_bytes()));
+    unfinished.into_iter().try_for_each(|name| place.whiteout(&path.child(name)))
 }

@@ -1,64 +1,96 @@
 //! Reads back what a merge wrote.
 
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rayon::prelude::*;
-use rustix::fs::{Advice, FileType, fadvise};
+use rustix::fs::{Advice, fadvise};
 
-use super::{extras, leaders};
-use crate::chain::Net;
-use crate::conflict::has_kind_and_content;
-use crate::entry::Kind;
+use super::apply::Left;
+use super::{extras, leaders, parts};
+use crate::chain::{Net, Recorded};
+use crate::entry::{Kind, Node};
 use crate::error::{Error, Result};
+use crate::existing::Existing;
 use crate::path::RelPath;
 use crate::progress::Progress;
-use crate::tree::Tree;
+use crate::tree::{Tree, is_nothing};
 
 /// Reads back what was written, from the disk, and compares.
-pub(super) fn verify(
-    net: &Net,
-    lower: &Tree,
-    seed: u64,
-    only_metadata: &(dyn Fn(&RelPath) -> bool + Sync),
-    left: &(dyn Fn(&RelPath) -> bool + Sync),
-    progress: &Progress,
-) -> Result<()> {
-    let (leaders, hidden) = (leaders(net), net.hidden_directories());
-    net.entries.par_iter().filter(|(path, _)| !left(path)).try_for_each(|(path, recorded)| {
-        progress.step();
-        let mismatch = |what| Err(Error::Mismatch { path: lower.show(path), what });
-        let (stat, node) = match (lower.stat(path)?, recorded.state.node()) {
+pub(super) struct Verify<'a> {
+    pub(super) net: &'a Net,
+    pub(super) lower: &'a Tree,
+    pub(super) seed: u64,
+    pub(super) only_metadata: &'a BTreeSet<RelPath>,
+    /// What lower cannot hold.
+    pub(super) left: &'a Left,
+    pub(super) progress: &'a Progress,
+}
+
+impl Verify<'_> {
+    pub(super) fn run(&self) -> Result<()> {
+        let (leaders, hidden) = (leaders(self.net), self.net.hidden_directories());
+        let directories: Vec<_> =
+            self.net.entries.iter().filter(|(_, recorded)| recorded.state.node().is_some_and(Node::is_dir)).collect();
+        directories.par_iter().try_for_each(|(path, recorded)| {
+            let parent = self.lower.open_parent(path)?;
+            self.one(parent.as_fd(), path, recorded, None)?;
+            if hidden.contains(path) && !extras(self.net, self.lower, path)?.is_empty() {
+                return self.mismatch(path, "names that should be gone");
+            }
+            Ok(())
+        })?;
+        parts(self.net).par_iter().try_for_each(|(parent, all)| {
+            let dir = match self.lower.open_dir(parent) {
+                // What was deleted with its directory is gone.
+                Err(error) if is_nothing(error.errno()) => None,
+                other => Some(other?),
+            };
+            all.iter().try_for_each(|(path, recorded)| match &dir {
+                Some(dir) => self.one(dir.as_fd(), path, recorded, leaders.get(*path).copied()),
+                None if recorded.state.node().is_none() => Ok(()),
+                None => self.mismatch(path, "it is missing"),
+            })
+        })
+    }
+
+    fn one(&self, parent: BorrowedFd<'_>, path: &RelPath, recorded: &Recorded, leader: Option<&RelPath>) -> Result<()> {
+        self.progress.step();
+        if self.left.contains_key(path) {
+            return Ok(());
+        }
+        let (existing, node) = match (Existing::at(self.lower, parent, path)?, recorded.state.node()) {
             (None, None) => return Ok(()),
-            (Some(_), None) => return mismatch("it should be gone"),
-            (None, Some(_)) => return mismatch("it is missing"),
-            (Some(stat), Some(node)) => (stat, node),
+            (Some(_), None) => return self.mismatch(path, "it should be gone"),
+            (None, Some(_)) => return self.mismatch(path, "it is missing"),
+            (Some(existing), Some(node)) => (existing, node),
         };
-        if node.content().is_some() && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+        if let Some(file) = existing.file.as_ref().filter(|_| existing.stat.st_size > 0) {
             // Out of the page cache, so that the disk is asked. It is advice: the comparison is right without it.
-            drop_from_cache(&lower.open_file(path)?);
+            let _advice = fadvise(file, 0, None, Advice::DontNeed);
         }
-        if !has_kind_and_content(lower, path, node, seed)? {
-            return mismatch("kind or contents");
+        let stat = &existing.stat;
+        if !existing.has_kind_and_content(node, self.seed)? {
+            return self.mismatch(path, "kind or contents");
         }
-        if hidden.contains(path) && !extras(net, lower, path)?.is_empty() {
-            return mismatch("names that should be gone");
-        }
-        if only_metadata(path) {
+        if self.only_metadata.contains(path) {
             return Ok(());
         }
         if (stat.st_uid, stat.st_gid) != (node.meta.uid, node.meta.gid) {
-            return mismatch("owner");
+            return self.mismatch(path, "owner");
         }
         if !matches!(node.kind, Kind::Symlink { .. }) && stat.st_mode & 0o7777 != node.meta.mode {
-            return mismatch("mode");
+            return self.mismatch(path, "mode");
         }
-        match leaders.get(path) {
-            Some(leader) if lower.stat(leader)?.map(|stat| stat.st_ino) != Some(stat.st_ino) => mismatch("link group"),
+        match leader {
+            Some(leader) if self.lower.stat(leader)?.map(|stat| stat.st_ino) != Some(stat.st_ino) => {
+                self.mismatch(path, "link group")
+            }
             _ => Ok(()),
         }
-    })
-}
+    }
 
-fn drop_from_cache(file: &File) {
-    let _advice = fadvise(file, 0, None, Advice::DontNeed);
+    fn mismatch(&self, path: &RelPath, what: &'static str) -> Result<()> {
+        Err(Error::Mismatch { path: self.lower.show(path), what })
+    }
 }

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::attributes::Handle;
 use fastrand::Rng;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, makedev, mknodat, utimensat};
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, Timespec, Timestamps, fallocate, makedev, mknodat, utimensat,
+};
 use rustix::io::Errno;
 
 use crate::mapped::Mapping;
@@ -147,6 +149,11 @@ impl Model {
                 file.set_len(900_000)
             }
             2 => file.write_all(&self.bytes(200_000)),
+            3 => {
+                // Long enough to be changed in place, some of the time.
+                let length = self.rng.usize(100_000..1_600_000);
+                file.write_all(&self.bytes(length))
+            }
             _ => {
                 let length = self.rng.usize(1..3000);
                 file.write_all(&self.bytes(length))
@@ -165,7 +172,7 @@ impl Model {
         let Some(path) = self.pick(&names.files) else { return };
         let mut file = open(&path);
         let size = file.metadata().unwrap().len();
-        match self.rng.u32(..6) {
+        match self.rng.u32(..9) {
             0 => {
                 file.seek(SeekFrom::End(0)).unwrap();
                 file.write_all(b"appended\n").unwrap();
@@ -181,6 +188,22 @@ impl Model {
             3 if size > 0 => {
                 let length = usize::try_from(size.min(4096)).unwrap();
                 Mapping::new(&file, length).write(&self.bytes(length));
+            }
+            4 if size > 0 => {
+                let (at, length) = (self.rng.u64(..size), self.rng.usize(1..20_000));
+                file.write_all_at(&self.bytes(length), at).unwrap();
+            }
+            5 => {
+                // As a log is rotated that somebody keeps open.
+                let copy = self.somewhere();
+                let copied = OpenOptions::new().write(true).create_new(true).custom_flags(no_follow()).open(&copy);
+                tolerate(copied.and_then(|mut copied| std::io::copy(&mut file, &mut copied)).map(drop), &copy);
+                file.set_len(0).unwrap();
+            }
+            6 if size > 0 => {
+                let (at, length) = (self.rng.u64(..size), self.rng.u64(1..300_000));
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                fallocate(&file, flags, at, length).unwrap();
             }
             _ => {
                 file.set_len(0).unwrap();

@@ -1,0 +1,292 @@
+//! Puts the contents of files into a checkpoint: read, compared with the chain and compressed in parallel, written in
+//! order, so the same tree gives the same bytes.
+//!
+//! Work is done in waves of a fixed size: while one is written, the next one is read. A file is read between two looks
+//! at its status; where they differ it is read again, and in the end taken as it is, and called fuzzy.
+
+mod long;
+mod part;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use ephemeral_overlay::error::At;
+use long::Long;
+use part::{Part, Previous, Taker};
+use rayon::prelude::*;
+
+use super::Job;
+use super::known::Known;
+use crate::chain::FrameCache;
+use crate::content::{TRIES, blocks_of, stamp};
+use crate::diff::Looked;
+use crate::digest::of_file;
+use crate::entry::{Content, Meta};
+use crate::error::{Error, Result};
+use crate::format::FRAME;
+use crate::format::write::{Frame, Packer, Writer};
+use crate::path::RelPath;
+use crate::scan::{self, Found, View};
+
+/// How much is read before it is written. Two of them are in memory, and what they are compressed to.
+const WAVE: u64 = 8 << 20;
+const FRAME_LEN: u64 = FRAME as u64;
+
+/// A file as it was captured; nothing when it was moved away under the read.
+pub(super) type Captured = Option<(Meta, Content)>;
+
+/// Captures the contents of some files.
+pub(super) struct Capture<'a> {
+    job: &'a Job<'a>,
+    /// The checkpoint that is written.
+    sequence: u64,
+    /// It refers to nothing before it.
+    full: bool,
+    /// The files, each with its link group, 0 for none.
+    files: Vec<(&'a Found, u32)>,
+    looked: &'a BTreeMap<&'a RelPath, Looked>,
+    known: Known,
+    /// The long files that are open.
+    long: BTreeMap<usize, Long>,
+    captured: Vec<Captured>,
+    queue: VecDeque<Work>,
+    /// The length of the data so far.
+    position: u64,
+    tools: Mutex<Vec<Tools>>,
+}
+
+/// What one thread does at a time.
+#[derive(Debug)]
+enum Work {
+    /// Short files, whole.
+    Short(Range<usize>),
+    /// A long file, to be opened.
+    Long(usize),
+    /// A piece of a long file.
+    Piece { file: usize, piece: usize },
+}
+
+/// What came of it.
+struct Done {
+    parts: Vec<Outcome>,
+    frames: Vec<Frame>,
+}
+
+enum Outcome {
+    Whole {
+        meta: Meta,
+        part: Part,
+        fuzzy: bool,
+    },
+    /// It became a long one since it was met.
+    Long,
+    /// It was moved away.
+    Moved,
+    Piece(Part),
+}
+
+/// What a thread needs, used again and again.
+struct Tools {
+    buffer: Vec<u8>,
+    packer: Packer,
+    frames: FrameCache,
+}
+
+impl<'a> Capture<'a> {
+    pub(super) fn new(
+        job: &'a Job<'a>,
+        sequence: u64,
+        full: bool,
+        files: Vec<(&'a Found, u32)>,
+        looked: &'a BTreeMap<&'a RelPath, Looked>,
+    ) -> Self {
+        Self {
+            job,
+            sequence,
+            full,
+            known: if full || files.is_empty() { Known::default() } else { Known::of(&job.past.net) },
+            long: BTreeMap::new(),
+            captured: files.iter().map(|_| None).collect(),
+            queue: work(files.iter().map(|(found, _)| found.stamp.size)),
+            files,
+            looked,
+            position: 0,
+            tools: Mutex::default(),
+        }
+    }
+
+    /// Writes all of it; returns what each file turned out to be.
+    pub(super) fn run(mut self, writer: &mut Writer) -> Result<Vec<Captured>> {
+        let mut ready: Vec<Frame> = Vec::new();
+        loop {
+            let wave = self.next_wave()?;
+            if wave.is_empty() && ready.is_empty() {
+                return Ok(self.captured);
+            }
+            let (written, done) = rayon::join(
+                || ready.iter().try_for_each(|frame| writer.frame(frame)),
+                || wave.par_iter().map(|work| self.act(work)).collect::<Result<Vec<_>>>(),
+            );
+            written?;
+            ready.clear();
+            for (work, done) in wave.iter().zip(done?) {
+                self.take_in(work, done.parts)?;
+                self.position += done.frames.iter().map(Frame::raw_len).sum::<u64>();
+                ready.extend(done.frames);
+            }
+        }
+    }
+
+    fn next_wave(&mut self) -> Result<Vec<Work>> {
+        let (mut wave, mut bytes) = (Vec::new(), 0);
+        while bytes < WAVE {
+            let Some(work) = self.queue.pop_front() else { break };
+            if let Work::Long(file) = work {
+                self.begin_long(file)?;
+                continue;
+            }
+            bytes += FRAME_LEN;
+            wave.push(work);
+        }
+        Ok(wave)
+    }
+
+    /// One piece of work, by one thread of many.
+    fn act(&self, work: &Work) -> Result<Done> {
+        let lock = || self.tools.lock().unwrap_or_else(PoisonError::into_inner);
+        let tools = lock().pop();
+        let mut tools = match tools {
+            Some(tools) => tools,
+            None => Tools {
+                buffer: Vec::new(),
+                packer: Packer::new(self.job.options.compression).at("zstd", "")?,
+                frames: FrameCache::default(),
+            },
+        };
+        let mut data = Vec::with_capacity(FRAME);
+        let parts = match work {
+            Work::Short(files) => {
+                files.clone().map(|file| self.short(file, &mut data, &mut tools)).collect::<Result<_>>()?
+            }
+            Work::Piece { file, piece } => vec![Outcome::Piece(self.piece(*file, *piece, &mut data, &mut tools)?)],
+            Work::Long(_) => Vec::new(),
+        };
+        let mut frames = Vec::new();
+        while data.len() > FRAME {
+            let rest = data.split_off(FRAME);
+            frames.push(tools.packer.pack(std::mem::replace(&mut data, rest)).at("zstd", "")?);
+        }
+        if !data.is_empty() {
+            frames.push(tools.packer.pack(data).at("zstd", "")?);
+        }
+        lock().push(tools);
+        Ok(Done { parts, frames })
+    }
+
+    /// Captures a file of at most one frame.
+    fn short(&self, file: usize, data: &mut Vec<u8>, tools: &mut Tools) -> Result<Outcome> {
+        let path = &self.files[file].0.path;
+        let shown = self.job.upper.show(path);
+        let Some(file) = self.open(file)? else { return Ok(Outcome::Moved) };
+        let taker = self.taker(path);
+        let start = data.len();
+        let mut tries = 1;
+        loop {
+            let before = stamp(&file, &shown)?;
+            if before.size > FRAME_LEN {
+                data.truncate(start);
+                return Ok(Outcome::Long);
+            }
+            let mut part = Part::default();
+            part.end = blocks_of(&file, &before, 0..before.size, &mut tools.buffer, &shown, |block| {
+                taker.block(&block, &mut part, data, &mut tools.frames)
+            })?;
+            let meta = scan::file_meta(&file, View::Upper, &shown)?;
+            let fuzzy = before != stamp(&file, &shown)?;
+            if !fuzzy || tries == TRIES {
+                return Ok(Outcome::Whole { meta, part, fuzzy });
+            }
+            data.truncate(start);
+            tries += 1;
+        }
+    }
+
+    /// Opens a file; nothing where it was moved away and may be passed over.
+    fn open(&self, file: usize) -> Result<Option<File>> {
+        let (found, group) = self.files[file];
+        match self.job.open(found) {
+            // Not where other names share the file.
+            Err(Error::Moved { .. }) if !self.job.patient && group == 0 => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    fn taker(&self, path: &RelPath) -> Taker<'_> {
+        let previous = self.job.past.chain.as_ref().filter(|_| !self.full).and_then(|chain| {
+            let recorded = self.job.past.net.entries.get(path)?;
+            Some(Previous { chain, seq: recorded.seq, content: recorded.state.node()?.content()? })
+        });
+        Taker { seed: self.job.past.seed, sequence: self.sequence, known: &self.known, previous }
+    }
+
+    /// Puts together what threads brought.
+    fn take_in(&mut self, work: &Work, parts: Vec<Outcome>) -> Result<()> {
+        let first = match work {
+            Work::Short(files) => files.start,
+            Work::Long(file) | Work::Piece { file, .. } => *file,
+        };
+        for (file, part) in (first..).zip(parts) {
+            match (part, work) {
+                (Outcome::Whole { meta, part, fuzzy }, _) => {
+                    let content = self.content(part.end, &[(self.position, part)], fuzzy);
+                    self.captured[file] = Some((meta, content));
+                }
+                (Outcome::Piece(part), Work::Piece { piece, .. }) => self.take_piece(file, *piece, part)?,
+                (Outcome::Long, _) => self.queue.push_back(Work::Long(file)),
+                (Outcome::Moved | Outcome::Piece(_), _) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the content of a file of its parts, each with where the data of its piece of work begins.
+    fn content(&mut self, size: u64, parts: &[(u64, Part)], fuzzy: bool) -> Content {
+        let mut blocks: Vec<_> = parts.iter().flat_map(|(_, part)| part.blocks.iter().copied()).collect();
+        let digest = of_file(size, &blocks, self.job.past.seed);
+        if blocks.len() == 1 && digest == blocks[0].digest {
+            blocks.clear();
+        }
+        let mut stretches = Vec::new();
+        for stretch in parts.iter().flat_map(|(base, part)| part.stretches(*base)) {
+            stretch.append_to(&mut stretches);
+        }
+        let content = Content { size, digest, fuzzy, stretches, blocks };
+        // What comes later may be the same: a copy, or the same file once more.
+        self.known.add(&content, self.sequence);
+        content
+    }
+}
+
+/// Cuts the files into work, in their order.
+fn work(sizes: impl ExactSizeIterator<Item = u64>) -> VecDeque<Work> {
+    let mut queue = VecDeque::new();
+    let (count, mut start, mut bytes) = (sizes.len(), 0, 0);
+    for (index, size) in sizes.enumerate() {
+        if start < index && bytes + size > FRAME_LEN {
+            queue.push_back(Work::Short(start..index));
+            (start, bytes) = (index, 0);
+        }
+        if size > FRAME_LEN {
+            queue.push_back(Work::Long(index));
+            start = index + 1;
+        } else {
+            bytes += size;
+        }
+    }
+    if start < count {
+        queue.push_back(Work::Short(start..count));
+    }
+    queue
+}

@@ -1,0 +1,53 @@
+//! One command, timed, with its peak memory. A process of its own starts it: the kernel tells the peak only of all
+//! children together.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::resource::{UsageWho, getrusage};
+use serde_json::{Value, json};
+
+use crate::packages;
+use crate::say::say;
+
+/// What a command came to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Measured {
+    /// From its start to its end.
+    pub(super) time: Duration,
+    /// The most memory that it, or a command that it started, had at once, in bytes.
+    pub(super) peak: u64,
+}
+
+/// Runs a command line for `sh` and measures it.
+pub(super) fn measure(line: &str) -> Result<Measured> {
+    let output = Command::new(std::env::current_exe().context("finding this program")?)
+        .args(["measured", line])
+        .env("PATH", packages::path())
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .output()
+        .context("running a measurement")?;
+    if !output.status.success() {
+        bail!("`{line}`: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    let value: Value = serde_json::from_slice(&output.stdout).context("reading a measurement")?;
+    let number = |key: &str| value[key].as_u64().with_context(|| format!("a measurement without {key}"));
+    Ok(Measured { time: Duration::from_nanos(number("nanoseconds")?), peak: number("kilobytes")? << 10 })
+}
+
+/// The process of its own.
+pub(crate) fn measured(line: &str) -> Result<ExitCode> {
+    let start = Instant::now();
+    let output = Command::new("sh").args(["-c", line]).stdin(Stdio::null()).stdout(Stdio::null()).status();
+    let time = start.elapsed();
+    let status = output.with_context(|| format!("running {line}"))?;
+    if !status.success() {
+        bail!("{status}, signal {:?}", status.signal());
+    }
+    let kilobytes = getrusage(UsageWho::RUSAGE_CHILDREN).context("getrusage")?.max_rss();
+    say(&json!({ "nanoseconds": u64::try_from(time.as_nanos())?, "kilobytes": kilobytes }).to_string());
+    Ok(ExitCode::SUCCESS)
+}
