@@ -38,8 +38,9 @@ pub(super) fn build(kernel: &Kernel, fs: Fs, flavour: Flavour) -> Result<Vec<u8>
     };
     let (config, image) = (stage.path().join("config"), stage.path().join("image"));
     let modules = DISK.join(" ");
-    let text =
-        format!("MODULES=({modules} {})\nHOOKS=({base} modconf block filesystems ephemeral-overlay)\n", fs.name());
+    // In the README's order, without what is about hardware: autodetect would look at this machine's.
+    let hooks = format!("{base} modconf block filesystems fsck ephemeral-overlay");
+    let text = format!("MODULES=({modules} {})\nHOOKS=({hooks})\n", fs.name());
     fs::write(&config, text).context("write the configuration")?;
     let root = kernel.modules_directory().ancestors().nth(3).context("the root of the modules")?;
     let _installed = Installed::from(stage.path())?;
