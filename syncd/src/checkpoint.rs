@@ -19,6 +19,7 @@ use crate::chain::Net;
 use crate::diff::{self, Draft};
 use crate::error::{Error, Result};
 use crate::format::Relation;
+use crate::format::read::Checkpoint;
 use crate::path::RelPath;
 use crate::scan::Found;
 use crate::store::TargetStore;
@@ -170,7 +171,9 @@ impl Job<'_> {
     fn relation(&self, scan: &[Found]) -> Relation {
         let Some(chain) = &self.past.chain else { return Relation::Full { supersedes: None } };
         let upper = scan.iter().fold(0u64, |sum, found| sum.saturating_add(found.stamp.size));
-        let too_long = chain.checkpoints().len() >= CHAIN_MAX || chain.bytes() > upper.max(1 << 20);
+        // What does not compress is as long in the full checkpoint as in upper: only what came after it counts.
+        let deltas: u64 = chain.checkpoints()[1..].iter().map(Checkpoint::bytes).sum();
+        let too_long = chain.checkpoints().len() >= CHAIN_MAX || deltas > upper.max(1 << 20);
         // What is held or passed over is recorded nowhere but in the chain.
         if (too_long || self.past.must_be_full) && self.held.is_empty() && self.patient {
             Relation::Full { supersedes: Some(chain.range().1) }

@@ -150,7 +150,7 @@ fn copy_from_disk(lower: &Tree, path: &RelPath, net: &Net, copies: &Tree) -> Res
             }
             Object::File => {
                 let file = lower.open_file(&found.path)?;
-                let meta = file_meta(&file, View::Plain, &lower.show(&found.path))?;
+                let (meta, _) = file_meta(&file, View::Plain, &lower.show(&found.path))?;
                 let content = Content {
                     size: found.stamp.size,
                     digest: Digest(0),

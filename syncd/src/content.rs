@@ -73,14 +73,32 @@ pub fn stamp(file: &File, path: &Path) -> Result<Stamp, SystemError> {
 /// # Errors
 /// Whatever fstat(2), lseek(2) or pread(2) says.
 pub fn hash(file: &File, seed: u64, buffer: &mut Vec<u8>, path: &Path) -> Result<Read> {
+    let before = stamp(file, path)?;
+    hash_with(file, before, seed, buffer, path, || Ok(((), stamp(file, path)?))).map(|(read, ())| read)
+}
+
+/// The same, with a look at the file after each read that has its stamp, too. `before` is its stamp now.
+///
+/// # Errors
+/// As [`hash`], and whatever the look says.
+pub fn hash_with<T>(
+    file: &File,
+    mut before: Stamp,
+    seed: u64,
+    buffer: &mut Vec<u8>,
+    path: &Path,
+    look: impl Fn() -> Result<(T, Stamp)>,
+) -> Result<(Read, T)> {
     let mut tries = 1;
     loop {
-        let before = stamp(file, path)?;
         let (size, blocks) = hash_once(file, &before, seed, buffer, path)?;
-        let fuzzy = before != stamp(file, path)?;
+        let (looked, after) = look()?;
+        let fuzzy = before != after;
         if !fuzzy || tries == TRIES {
-            return Ok(Read { stamp: before, size, digest: of_file(size, &blocks, seed), blocks, fuzzy });
+            let digest = of_file(size, &blocks, seed);
+            return Ok((Read { stamp: before, size, digest, blocks, fuzzy }, looked));
         }
+        before = after;
         tries += 1;
     }
 }

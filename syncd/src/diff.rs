@@ -150,6 +150,8 @@ pub fn losses(net: &Net, scan: &[Found], lower_is_dir: impl Fn(&RelPath) -> bool
         .iter()
         .filter(|(path, recorded)| recorded.state != State::Deleted && !here.contains(path))
         .map(|(path, _)| path.clone());
+    // Where lower has no directory it has none below, and a subtree is contiguous.
+    let mut nothing: Option<&RelPath> = None;
     let hidden = scan.iter().filter(|found| {
         let recorded = net.entries.get(&found.path).map(|recorded| &recorded.state);
         let was_dir = recorded.and_then(State::node).is_some_and(|node| !node.is_opaque() && node.is_dir());
@@ -157,7 +159,12 @@ pub fn losses(net: &Net, scan: &[Found], lower_is_dir: impl Fn(&RelPath) -> bool
             Object::Whiteout => recorded != Some(&State::Deleted),
             Object::Other(Kind::Dir { opaque: false }, _) => false,
             // Newly hiding: not recorded at all, or as a directory that lower showed through.
-            _ => (recorded.is_none() || was_dir) && lower_is_dir(&found.path),
+            _ if recorded.is_some() && !was_dir || nothing.is_some_and(|above| found.path.is_below(above)) => false,
+            _ if lower_is_dir(&found.path) => true,
+            _ => {
+                nothing = Some(&found.path);
+                false
+            }
         }
     });
     gone.chain(hidden.map(|found| found.path.clone())).collect()

@@ -286,13 +286,14 @@ pub fn meta(stat: &Stat, mut raw: Xattrs, view: View, shown: &Path) -> Result<(M
     Ok((meta, artefacts.opaque))
 }
 
-/// The metadata of an open file.
+/// The metadata of an open file, and its stamp at that moment.
 ///
 /// # Errors
 /// Any failing call, and as [`meta`].
-pub fn file_meta(file: &File, view: View, shown: &Path) -> Result<Meta> {
+pub fn file_meta(file: &File, view: View, shown: &Path) -> Result<(Meta, Stamp)> {
     let raw = Handle::open(file.as_fd()).read_all().at("listxattr", shown)?;
-    Ok(meta(&rustix::fs::fstat(file).at("fstat", shown)?, raw, view, shown)?.0)
+    let stat = rustix::fs::fstat(file).at("fstat", shown)?;
+    Ok((meta(&stat, raw, view, shown)?.0, Stamp::of(&stat)))
 }
 
 /// The metadata of the directory at `path` of a plain tree.

@@ -8,6 +8,7 @@
 
 mod activate;
 mod checkpoint;
+mod delta;
 mod differential;
 mod early;
 mod facts;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     let modules = [
         ("activate", activate::TESTS),
         ("checkpoint", checkpoint::TESTS),
+        ("delta", delta::TESTS),
         ("differential", differential::TESTS),
         ("early", early::TESTS),
         ("facts", facts::TESTS),

@@ -20,7 +20,7 @@ use rayon::prelude::*;
 use super::Job;
 use super::known::Known;
 use crate::chain::FrameCache;
-use crate::content::{TRIES, blocks_of, stamp};
+use crate::content::{TRIES, blocks_of};
 use crate::diff::Looked;
 use crate::digest::of_file;
 use crate::entry::{Content, Meta};
@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::format::FRAME;
 use crate::format::write::{Frame, Packer, Writer};
 use crate::path::RelPath;
-use crate::scan::{self, Found, View};
+use crate::scan::{self, Found, Stamp, View};
 
 /// How much is read before it is written. Two of them are in memory, and what they are compressed to.
 const WAVE: u64 = 8 << 20;
@@ -189,12 +189,11 @@ impl<'a> Capture<'a> {
     fn short(&self, file: usize, data: &mut Vec<u8>, tools: &mut Tools) -> Result<Outcome> {
         let path = &self.files[file].0.path;
         let shown = self.job.upper.show(path);
-        let Some(file) = self.open(file)? else { return Ok(Outcome::Moved) };
+        let Some((file, mut before)) = self.open(file)? else { return Ok(Outcome::Moved) };
         let taker = self.taker(path);
         let start = data.len();
         let mut tries = 1;
         loop {
-            let before = stamp(&file, &shown)?;
             if before.size > FRAME_LEN {
                 data.truncate(start);
                 return Ok(Outcome::Long);
@@ -203,18 +202,19 @@ impl<'a> Capture<'a> {
             part.end = blocks_of(&file, &before, 0..before.size, &mut tools.buffer, &shown, |block| {
                 taker.block(&block, &mut part, data, &mut tools.frames)
             })?;
-            let meta = scan::file_meta(&file, View::Upper, &shown)?;
-            let fuzzy = before != stamp(&file, &shown)?;
+            let (meta, after) = scan::file_meta(&file, View::Upper, &shown)?;
+            let fuzzy = before != after;
             if !fuzzy || tries == TRIES {
                 return Ok(Outcome::Whole { meta, part, fuzzy });
             }
             data.truncate(start);
+            before = after;
             tries += 1;
         }
     }
 
     /// Opens a file; nothing where it was moved away and may be passed over.
-    fn open(&self, file: usize) -> Result<Option<File>> {
+    fn open(&self, file: usize) -> Result<Option<(File, Stamp)>> {
         let (found, group) = self.files[file];
         match self.job.open(found) {
             // Not where other names share the file.

@@ -15,7 +15,7 @@ use crate::diff::{self, Draft, Looked};
 use crate::entry::{Kind, Meta};
 use crate::error::{Error, Result};
 use crate::path::RelPath;
-use crate::scan::{self, Found, Object, View};
+use crate::scan::{self, Found, Object, Stamp, View};
 
 /// How often upper is scanned for a state in which nothing moves.
 const TRIES: usize = 3;
@@ -88,22 +88,23 @@ impl Job<'_> {
         let looked: Vec<_> = candidates
             .into_par_iter()
             .map_init(Vec::new, |buffer, found| {
-                let file = match self.open(found) {
+                let (file, before) = match self.open(found) {
                     // It is met again when it would be written, and passed over there.
                     Err(Error::Moved { .. }) if !self.patient => return Ok(None),
                     other => other?,
                 };
                 let shown = self.upper.show(&found.path);
-                let read = content::hash(&file, self.past.seed, buffer, &shown)?;
-                let meta = scan::file_meta(&file, View::Upper, &shown)?;
-                Ok(Some((&found.path, Looked { meta, read })))
+                let looked = content::hash_with(&file, before, self.past.seed, buffer, &shown, || {
+                    scan::file_meta(&file, View::Upper, &shown)
+                });
+                looked.map(|(read, meta)| Some((&found.path, Looked { meta, read })))
             })
             .collect::<Result<_>>()?;
         Ok(looked.into_iter().flatten().collect())
     }
 
     /// Opens the file that the scan met; another one by that name, or none, makes us start over.
-    pub(super) fn open(&self, found: &Found) -> Result<fs::File> {
+    pub(super) fn open(&self, found: &Found) -> Result<(fs::File, Stamp)> {
         let moved = || Error::Moved { path: found.path.clone() };
         let file = match self.upper.open_file(&found.path) {
             Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO)) => {
@@ -113,7 +114,7 @@ impl Job<'_> {
         };
         let stat = fstat(&file).at("fstat", self.upper.show(&found.path))?;
         let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        if is_file && stat.st_ino == found.stamp.ino { Ok(file) } else { Err(moved()) }
+        if is_file && stat.st_ino == found.stamp.ino { Ok((file, Stamp::of(&stat))) } else { Err(moved()) }
     }
 
     /// Changes that are no reason to write: our own log, and directories that were copied up on the way to it, or

@@ -160,7 +160,14 @@ impl<'a> Round<'a> {
         let floor = format!("dd if=/dev/zero of={} bs=1M count={bytes} iflag=count_bytes conv=fsync", peer("floor"));
         row("merge", "one write", &floor)?;
         rustix::mount::unmount(self.root.join("var/log"), rustix::mount::UnmountFlags::empty()).context("umount2")?;
-        row("merge", "syncd", &self.syncd("merge"))?;
+        // As in the initramfs of the next boot.
+        let merge = format!(
+            "{} --root {} --run-dir {}/next merge",
+            self.syncd.display(),
+            self.root.display(),
+            self.place.display()
+        );
+        row("merge", "syncd", &merge)?;
         Ok(rows)
     }
 

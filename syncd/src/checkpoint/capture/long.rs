@@ -4,7 +4,7 @@ use std::fs::File;
 use std::ops::Range;
 
 use super::{Capture, FRAME_LEN, Part, Tools, Work};
-use crate::content::{TRIES, blocks_of, pieces, stamp};
+use crate::content::{TRIES, blocks_of, pieces};
 use crate::digest::{BLOCK, Block};
 use crate::error::Result;
 use crate::scan::{self, Stamp, View};
@@ -25,12 +25,9 @@ pub(super) struct Long {
 impl Capture<'_> {
     pub(super) fn begin_long(&mut self, file: usize) -> Result<()> {
         let (found, _) = self.files[file];
-        let Some(open) = self.open(file)? else { return Ok(()) };
+        let Some((open, now)) = self.open(file)? else { return Ok(()) };
         let looked = self.looked.get(&found.path).filter(|looked| !looked.read.fuzzy);
-        let before = match looked {
-            Some(looked) => looked.read.stamp,
-            None => stamp(&open, &self.job.upper.show(&found.path))?,
-        };
+        let before = looked.map_or(now, |looked| looked.read.stamp);
         let read = looked.map(|looked| looked.read.blocks.clone());
         self.long.insert(file, Long { file: open, before, read, tries: 1, pieces: Vec::new(), parts: Vec::new() });
         self.queue_pieces(file)
@@ -91,8 +88,7 @@ impl Capture<'_> {
     fn complete(&mut self, file: usize) -> Result<()> {
         let Some(mut long) = self.long.remove(&file) else { return Ok(()) };
         let shown = self.job.upper.show(&self.files[file].0.path);
-        let meta = scan::file_meta(&long.file, View::Upper, &shown)?;
-        let after = stamp(&long.file, &shown)?;
+        let (meta, after) = scan::file_meta(&long.file, View::Upper, &shown)?;
         let fuzzy = after != long.before;
         let mut parts: Vec<_> = std::mem::take(&mut long.parts).into_iter().flatten().collect();
         let mut size = long.before.size;
