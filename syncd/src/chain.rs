@@ -247,8 +247,16 @@ impl Chain {
     /// # Errors
     /// When the sum contradicts itself.
     pub fn compose(&self) -> Result<Net> {
+        self.compose_until(u64::MAX)
+    }
+
+    /// The sum of the chain up to checkpoint `last`.
+    ///
+    /// # Errors
+    /// When the sum contradicts itself.
+    pub fn compose_until(&self, last: u64) -> Result<Net> {
         let mut net = Net::default();
-        for checkpoint in &self.checkpoints {
+        for checkpoint in self.checkpoints.iter().filter(|checkpoint| checkpoint.header.sequence <= last) {
             let full = matches!(checkpoint.header.relation, Relation::Full { .. });
             net.apply(checkpoint.header.sequence, full, &checkpoint.changes);
         }

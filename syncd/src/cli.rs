@@ -2,6 +2,7 @@
 
 mod activate;
 mod checkpoint;
+mod export;
 mod generator;
 mod last_stage;
 mod merge;
@@ -82,6 +83,17 @@ enum Command {
         /// Targets or tmpfs folders, for example /var/log [default: all that wait]
         targets: Vec<PathBuf>,
     },
+    /// Write what the checkpoints hold as an OCI image layer: a tar archive with zstd
+    Export {
+        /// Targets, for example /etc [default: all]
+        targets: Vec<PathBuf>,
+        /// As it was at this checkpoint of the one target that is named [default: the newest]
+        #[arg(long, value_name = "N")]
+        seq: Option<u64>,
+        /// Where to; `-` is standard output
+        #[arg(long, short, value_name = "FILE")]
+        output: PathBuf,
+    },
     /// What is in RAM, what is in the store
     Status,
     /// For systemd: this boot came as far as here
@@ -160,6 +172,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Merge { targets, set_aside: true, .. } => merge::set_aside(&system, targets, *json),
         Command::Merge { targets, accept_prefix, .. } => merge::run(&system, targets, *accept_prefix, &progress, *json),
         Command::Activate { targets } => activate::run(&system, targets, &progress, *json),
+        Command::Export { targets, seq, output } => export::run(&system, targets, *seq, output),
         Command::Status => status::run(&system, *json),
         Command::Booted => checkpoint::booted(&system),
         Command::LastStage => last_stage::run(&system, &progress, *json),

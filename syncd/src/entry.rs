@@ -127,6 +127,14 @@ impl Stretch {
         Self { offset, length: end - offset, data: self.data + (offset - self.offset), ..self }
     }
 
+    /// Its first `length` bytes, and the rest, if there is any.
+    #[must_use]
+    pub fn split(self, length: u64) -> (Self, Option<Self>) {
+        let middle = self.offset + length.min(self.length);
+        let end = self.offset + self.length;
+        (self.cut(&(self.offset..middle)), (middle < end).then(|| self.cut(&(middle..end))))
+    }
+
     /// Adds it to stretches that end where it begins, or before.
     pub fn append_to(self, stretches: &mut Vec<Self>) {
         match stretches.last_mut() {
@@ -143,7 +151,7 @@ impl Stretch {
 }
 
 /// The metadata that is carried.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
     /// Permission bits with setuid, setgid and sticky (07777).
     pub mode: u32,

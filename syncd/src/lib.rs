@@ -16,6 +16,7 @@ pub mod durable;
 pub mod entry;
 pub mod error;
 pub mod existing;
+pub mod export;
 pub mod format;
 pub mod in_use;
 pub mod merge;

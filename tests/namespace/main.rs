@@ -11,6 +11,7 @@ mod checkpoint;
 mod delta;
 mod differential;
 mod early;
+mod export;
 mod facts;
 mod merge;
 mod order;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         ("delta", delta::TESTS),
         ("differential", differential::TESTS),
         ("early", early::TESTS),
+        ("export", export::TESTS),
         ("facts", facts::TESTS),
         ("merge", merge::TESTS),
         ("order", order::TESTS),

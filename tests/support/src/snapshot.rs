@@ -27,6 +27,14 @@ pub struct Object {
     group: Option<PathBuf>,
 }
 
+impl Object {
+    /// Whether it is a socket.
+    #[must_use]
+    pub fn is_socket(&self) -> bool {
+        self.kind == "socket"
+    }
+}
+
 /// A tree, by path.
 pub type Snapshot = BTreeMap<PathBuf, Object>;
 
