@@ -181,7 +181,7 @@ impl Default for Checkpoint {
             interval: Duration::from_secs(5 * 60),
             per_target: [("/etc".into(), Duration::from_secs(30))].into(),
             snapshot: true,
-            compression: 3,
+            compression: 1,
             history: 5,
         }
     }

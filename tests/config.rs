@@ -38,7 +38,7 @@ on_logout = "checkpoint"
 interval = "5min"
 per_target = { "/etc" = "30s" }
 snapshot = true
-compression = 3
+compression = 1
 history = 5
 [cleanup]
 interval = "60s"

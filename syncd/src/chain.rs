@@ -33,27 +33,34 @@ pub struct Net {
 
 impl Net {
     /// Adds the changes of one checkpoint.
-    pub fn apply(&mut self, seq: u64, full: bool, changes: &[Change]) {
+    pub fn apply(&mut self, seq: u64, full: bool, changes: Vec<Change>) {
         if full {
             self.entries.clear();
         }
+        let mut entries = Vec::with_capacity(changes.len());
         for Change { path, state, base } in changes {
-            match state {
-                State::AsLower => drop(self.entries.remove(path)),
-                state => drop(self.entries.insert(path.clone(), Recorded { state: state.clone(), seq })),
-            }
             if let Some(base) = base {
-                self.add_base(path, base);
+                self.add_base(&path, base);
             }
+            match state {
+                State::AsLower => drop(self.entries.remove(&path)),
+                state => entries.push((path, Recorded { state, seq })),
+            }
+        }
+        if self.entries.is_empty() {
+            // In path order already.
+            self.entries = entries.into_iter().collect();
+        } else {
+            self.entries.extend(entries);
         }
     }
 
     /// Remembers what lower had. The first word counts, save that a directory which only showed through at first
     /// and is hidden later is then recorded whole.
-    fn add_base(&mut self, path: &RelPath, base: &Base) {
+    fn add_base(&mut self, path: &RelPath, base: Base) {
         let known = self.bases.get(path);
-        if known.is_none() || matches!((known, base), (Some(Base::Dir { .. }), Base::Whole { .. } | Base::Unknown)) {
-            self.bases.insert(path.clone(), base.clone());
+        if known.is_none() || matches!((known, &base), (Some(Base::Dir { .. }), Base::Whole { .. } | Base::Unknown)) {
+            self.bases.insert(path.clone(), base);
         }
     }
 
@@ -242,11 +249,11 @@ impl Chain {
         self.checkpoints.iter().try_for_each(|checkpoint| checkpoint.verify(progress))
     }
 
-    /// The sum of the chain.
+    /// The sum of the chain. Its checkpoints give their changes away: what is left of them is their data.
     ///
     /// # Errors
     /// When the sum contradicts itself.
-    pub fn compose(&self) -> Result<Net> {
+    pub fn compose(&mut self) -> Result<Net> {
         self.compose_until(u64::MAX)
     }
 
@@ -254,11 +261,11 @@ impl Chain {
     ///
     /// # Errors
     /// When the sum contradicts itself.
-    pub fn compose_until(&self, last: u64) -> Result<Net> {
+    pub fn compose_until(&mut self, last: u64) -> Result<Net> {
         let mut net = Net::default();
-        for checkpoint in self.checkpoints.iter().filter(|checkpoint| checkpoint.header.sequence <= last) {
+        for checkpoint in self.checkpoints.iter_mut().filter(|checkpoint| checkpoint.header.sequence <= last) {
             let full = matches!(checkpoint.header.relation, Relation::Full { .. });
-            net.apply(checkpoint.header.sequence, full, &checkpoint.changes);
+            net.apply(checkpoint.header.sequence, full, std::mem::take(&mut checkpoint.changes));
         }
         net.check()?;
         Ok(net)

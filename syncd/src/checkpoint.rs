@@ -10,7 +10,7 @@ mod look;
 mod past;
 mod write;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use past::Past;
@@ -152,7 +152,7 @@ impl Job<'_> {
         }
         let relation = self.relation(scan);
         if let Relation::Full { .. } = relation {
-            drafts = diff::diff(&Net::default(), scan, &BTreeMap::new(), &self.held);
+            drafts = diff::diff(&Net::default(), scan, &HashMap::new(), &self.held);
         }
         stats.full = matches!(relation, Relation::Full { .. });
         let sequence = store.next_sequence()?;

@@ -1,10 +1,11 @@
 //! What changed in upper since the last checkpoint: a pure function of the recorded state and a scan.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::BuildHasher;
 
-use crate::chain::Net;
+use crate::chain::{Net, Recorded};
 use crate::content::Read;
-use crate::entry::{Content, Kind, Meta, State};
+use crate::entry::{Kind, Meta, Node, State};
 use crate::path::RelPath;
 use crate::scan::{Found, Object};
 
@@ -19,27 +20,55 @@ pub enum Draft<'a> {
     AsLower,
 }
 
-/// A file that was read because its contents had to be compared.
+/// What came of a file that was read because it had to be compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Looked {
-    /// Its metadata.
-    pub meta: Meta,
-    /// Its contents.
-    pub read: Read,
+pub enum Looked {
+    /// It is what is recorded.
+    Same,
+    /// It changed, its metadata or its contents, which were these.
+    Changed(Box<Read>),
+}
+
+impl Looked {
+    /// Compares a file, as it was read, with what is recorded.
+    #[must_use]
+    pub fn of(recorded: Option<&State>, meta: &Meta, read: Read) -> Self {
+        let node = recorded.and_then(State::node);
+        let is_same = node.is_some_and(|node| {
+            node.meta == *meta && node.content().is_some_and(|content| content.digest == read.digest)
+        });
+        if is_same { Self::Same } else { Self::Changed(Box::new(read)) }
+    }
 }
 
 /// The files whose contents have to be compared: recorded with the same length. All others changed for certain.
 #[must_use]
 pub fn to_hash<'a>(net: &Net, scan: &'a [Found]) -> Vec<&'a Found> {
-    let same_size = |found: &&Found| match &found.object {
-        Object::File => recorded_content(net, &found.path).is_some_and(|content| content.size == found.stamp.size),
-        _ => false,
+    let is_same_size = |found: &Found, state: &State| {
+        found.object == Object::File
+            && state.node().and_then(Node::content).is_some_and(|content| content.size == found.stamp.size)
     };
-    scan.iter().filter(same_size).collect()
+    let with_state = with_recorded(net, scan).filter_map(|(found, state)| Some((found, state?)));
+    with_state.filter(|(found, state)| is_same_size(found, state)).map(|(found, _)| found).collect()
 }
 
-fn recorded_content<'a>(net: &'a Net, path: &RelPath) -> Option<&'a Content> {
-    net.entries.get(path)?.state.node()?.content()
+/// What was found, each with what is recorded there: both are in path order.
+fn with_recorded<'a, 'n>(net: &'n Net, scan: &'a [Found]) -> impl Iterator<Item = (&'a Found, Option<&'n State>)> {
+    let mut entries = net.entries.iter().peekable();
+    scan.iter().map(move |found| {
+        while entries.next_if(|(path, _)| **path < found.path).is_some() {}
+        let recorded = entries.next_if(|(path, _)| **path == found.path);
+        (found, recorded.map(|(_, recorded)| &recorded.state))
+    })
+}
+
+/// What is recorded and was not found.
+fn not_found<'n>(net: &'n Net, scan: &[Found]) -> impl Iterator<Item = (&'n RelPath, &'n Recorded)> {
+    let mut found = scan.iter().peekable();
+    net.entries.iter().filter(move |(path, _)| {
+        while found.next_if(|found| found.path < **path).is_some() {}
+        found.next_if(|found| found.path == **path).is_none()
+    })
 }
 
 /// The changes, in path order. `looked` has those of [`to_hash`]; paths in `held` and what is below them keep what
@@ -48,7 +77,7 @@ fn recorded_content<'a>(net: &'a Net, path: &RelPath) -> Option<&'a Content> {
 pub fn diff<'a>(
     net: &Net,
     scan: &'a [Found],
-    looked: &BTreeMap<&RelPath, Looked>,
+    looked: &HashMap<&RelPath, Looked, impl BuildHasher>,
     held: &BTreeSet<RelPath>,
 ) -> Vec<(RelPath, Draft<'a>)> {
     let is_below_held = |path: &RelPath| {
@@ -62,14 +91,11 @@ pub fn diff<'a>(
                 && groups.now.get(path).is_some_and(|members| members.iter().any(|member| is_below_held(member)))
     };
     let mut changed: BTreeMap<RelPath, Draft> = BTreeMap::new();
-    for found in scan.iter().filter(|found| !is_held(&found.path)) {
-        let recorded = net.entries.get(&found.path).map(|recorded| &recorded.state);
+    for (found, recorded) in with_recorded(net, scan).filter(|(found, _)| !is_held(&found.path)) {
         let same = match (&found.object, recorded) {
             (Object::Whiteout, Some(State::Deleted)) => true,
             (Object::Other(kind, meta), Some(State::Present(node))) => *kind == node.kind && *meta == node.meta,
-            (Object::File, Some(State::Present(node))) => looked.get(&found.path).is_some_and(|looked| {
-                looked.meta == node.meta && node.content().is_some_and(|content| looked.read.digest == content.digest)
-            }),
+            (Object::File, Some(State::Present(_))) => looked.get(&found.path) == Some(&Looked::Same),
             _ => false,
         };
         if !same || !groups.is_same(&found.path) {
@@ -81,11 +107,8 @@ pub fn diff<'a>(
         }
     }
     groups.complete(&mut changed, scan);
-    let here: BTreeSet<&RelPath> = scan.iter().map(|found| &found.path).collect();
-    for path in net.entries.keys() {
-        if !here.contains(path) && !is_held(path) {
-            changed.insert(path.clone(), Draft::AsLower);
-        }
+    for (path, _) in not_found(net, scan).filter(|(path, _)| !is_held(path)) {
+        changed.insert(path.clone(), Draft::AsLower);
     }
     changed.into_iter().collect()
 }
@@ -144,19 +167,13 @@ fn by_member<'a>(groups: impl Iterator<Item = Vec<&'a RelPath>>) -> BTreeMap<&'a
 /// hidden. `lower_is_dir` tells whether lower has a directory at a path.
 #[must_use]
 pub fn losses(net: &Net, scan: &[Found], lower_is_dir: impl Fn(&RelPath) -> bool) -> BTreeSet<RelPath> {
-    let here: BTreeSet<&RelPath> = scan.iter().map(|found| &found.path).collect();
-    let gone = net
-        .entries
-        .iter()
-        .filter(|(path, recorded)| recorded.state != State::Deleted && !here.contains(path))
-        .map(|(path, _)| path.clone());
+    let gone = not_found(net, scan).filter(|(_, recorded)| recorded.state != State::Deleted);
     // Where lower has no directory it has none below, and a subtree is contiguous.
     let mut nothing: Option<&RelPath> = None;
-    let hidden = scan.iter().filter(|found| {
-        let recorded = net.entries.get(&found.path).map(|recorded| &recorded.state);
+    let hidden = with_recorded(net, scan).filter(|(found, recorded)| {
         let was_dir = recorded.and_then(State::node).is_some_and(|node| !node.is_opaque() && node.is_dir());
         match &found.object {
-            Object::Whiteout => recorded != Some(&State::Deleted),
+            Object::Whiteout => *recorded != Some(&State::Deleted),
             Object::Other(Kind::Dir { opaque: false }, _) => false,
             // Newly hiding: not recorded at all, or as a directory that lower showed through.
             _ if recorded.is_some() && !was_dir || nothing.is_some_and(|above| found.path.is_below(above)) => false,
@@ -167,7 +184,7 @@ pub fn losses(net: &Net, scan: &[Found], lower_is_dir: impl Fn(&RelPath) -> bool
             }
         }
     });
-    gone.chain(hidden.map(|found| found.path.clone())).collect()
+    gone.map(|(path, _)| path.clone()).chain(hidden.map(|(found, _)| found.path.clone())).collect()
 }
 
 /// Whether two scans saw the same names and nothing was renamed, created or removed in any directory between them.
@@ -197,9 +214,8 @@ pub fn held(disputed: &BTreeSet<RelPath>, scan: &[Found]) -> BTreeSet<RelPath> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::Recorded;
     use crate::digest::Digest;
-    use crate::entry::Node;
+    use crate::entry::Content;
     use crate::scan::Stamp;
 
     fn path(text: &str) -> RelPath {
@@ -261,21 +277,22 @@ mod tests {
         net
     }
 
-    /// What every file that has to be compared turns out to be.
-    fn looked(digest: Digest) -> Looked {
-        let stamp = stamp(0, 1);
-        Looked { meta: meta(), read: Read { stamp, size: 1, digest, blocks: Vec::new(), fuzzy: false } }
+    /// What a file with this digest turns out to be.
+    fn looked(net: &Net, path: &RelPath, meta: &Meta, digest: Digest) -> Looked {
+        let read = Read { stamp: stamp(0, 1), size: 1, digest, blocks: Vec::new(), fuzzy: false };
+        Looked::of(net.entries.get(path).map(|recorded| &recorded.state), meta, read)
     }
 
     fn changes(net: &Net, scan: &[Found], digest: Digest, held: &[&str]) -> Vec<(String, &'static str)> {
-        let all = to_hash(net, scan).into_iter().map(|found| (&found.path, looked(digest))).collect();
+        let all = to_hash(net, scan).into_iter();
+        let all = all.map(|found| (&found.path, looked(net, &found.path, &meta(), digest))).collect();
         changes_with(net, scan, &all, held)
     }
 
     fn changes_with(
         net: &Net,
         scan: &[Found],
-        looked: &BTreeMap<&RelPath, Looked>,
+        looked: &HashMap<&RelPath, Looked>,
         held: &[&str],
     ) -> Vec<(String, &'static str)> {
         diff(net, scan, looked, &held.iter().map(|held| path(held)).collect())
@@ -312,9 +329,12 @@ mod tests {
     fn a_change_in_a_group_brings_in_every_member() {
         let scan = [dir("", false), file("a", 2, 3), file("b", 2, 3), file("c", 2, 3), file("d", 3, 1)];
         let net = recorded(&scan);
-        let mut all: BTreeMap<_, _> =
-            to_hash(&net, &scan).into_iter().map(|found| (&found.path, looked(DIGEST))).collect();
-        all.get_mut(&path("b")).unwrap().meta.mode = 0o600;
+        let other = Meta { mode: 0o600, ..meta() };
+        let all = to_hash(&net, &scan).into_iter().map(|found| {
+            let meta = if found.path == path("b") { &other } else { &meta() };
+            (&found.path, looked(&net, &found.path, meta, DIGEST))
+        });
+        let all = all.collect();
         assert_eq!(changes_with(&net, &scan, &all, &[]), pairs(&[("a", "linked"), ("b", "linked"), ("c", "linked")]));
         // One member leaves: the others change, because their group did.
         let after = [dir("", false), file("a", 2, 2), file("b", 2, 2), file("c", 4, 1), file("d", 3, 1)];

@@ -93,12 +93,22 @@ pub fn create_directory(path: &Path) -> Result<(), SystemError> {
 /// # Errors
 /// Whatever unlink(2) or fsync(2) says.
 pub fn remove_file(directory: &Path, name: &str) -> Result<(), SystemError> {
-    let path = directory.join(name);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        other => other.at("unlink", &path)?,
+    remove_files(directory, &[name])
+}
+
+/// Removes several files of a directory, in this order, durably; after a cut any of them may still be there.
+///
+/// # Errors
+/// Whatever unlink(2) or fsync(2) says.
+pub fn remove_files(directory: &Path, names: &[impl AsRef<Path>]) -> Result<(), SystemError> {
+    for name in names {
+        let path = directory.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            other => other.at("unlink", &path)?,
+        }
     }
-    sync_directory(directory)
+    if names.is_empty() { Ok(()) } else { sync_directory(directory) }
 }
 
 /// Renames within one file system, durably.

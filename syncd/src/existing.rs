@@ -12,6 +12,7 @@ use crate::content;
 use crate::entry::{Kind, Node};
 use crate::error::Result;
 use crate::path::RelPath;
+use crate::scan::Stamp;
 use crate::tree::{Tree, open_child_file};
 
 /// What stands at a path.
@@ -46,7 +47,7 @@ impl<'a> Existing<'a> {
         Ok(Some(Self { lower, parent, path, file: Some(file), stat }))
     }
 
-    /// Whether it is of this kind, and has this content.
+    /// Whether it is of this kind, and has this content. Nobody else changes it.
     ///
     /// # Errors
     /// Whatever reading it says.
@@ -65,7 +66,7 @@ impl<'a> Existing<'a> {
             }
             (Kind::File(content), FileType::RegularFile) => match &self.file {
                 Some(file) if u64::try_from(self.stat.st_size) == Ok(content.size) => {
-                    content::hash(file, seed, &mut Vec::new(), &shown())?.digest == content.digest
+                    content::digest(file, &Stamp::of(&self.stat), seed, &shown())? == content.digest
                 }
                 _ => false,
             },

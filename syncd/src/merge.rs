@@ -92,7 +92,7 @@ pub fn merge(
         return Ok(Some(stats));
     }
     let chain = if options.accept_prefix { store.valid_chain(progress)? } else { store.chain()? };
-    let Some(chain) = chain else {
+    let Some(mut chain) = chain else {
         stats.set_aside = Some(store.set_aside()?);
         return Ok(Some(stats));
     };

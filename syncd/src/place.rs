@@ -86,19 +86,41 @@ impl<'a> Place<'a> {
     /// # Errors
     /// As [`Place::put`].
     pub fn put_in(&self, parent: BorrowedFd<'_>, path: &RelPath, node: &Node, contents: &mut Contents) -> Result<()> {
+        self.make(parent, path, &self.temporary, node, contents)?;
+        self.replace(parent, path)
+    }
+
+    /// The same where nothing is at `path`. A cut may leave a part of it: only for a merge that will be done again, where
+    /// it is as good as nothing.
+    ///
+    /// # Errors
+    /// As [`Place::put`].
+    pub fn put_new(&self, parent: BorrowedFd<'_>, path: &RelPath, node: &Node, contents: &mut Contents) -> Result<()> {
+        self.make(parent, path, path.name(), node, contents)
+    }
+
+    /// Makes `node` under a name where nothing is, or what a cut left.
+    fn make(
+        &self,
+        parent: BorrowedFd<'_>,
+        path: &RelPath,
+        name: &OsStr,
+        node: &Node,
+        contents: &mut Contents,
+    ) -> Result<()> {
         let shown = self.tree.show(path);
-        let made = unprotected(parent, path, &shown, || self.create(parent, path, node, contents));
+        let create = || anew(parent, name, &shown, || self.create(parent, path, name, node, contents));
+        let made = unprotected(parent, path, &shown, create);
         let made = made.and_then(|object| {
             let is_file = matches!(node.kind, Kind::File(_));
             let handle = if is_file { Handle::open(object.as_fd()) } else { Handle::of(object.as_fd()) };
             self.finish(&handle, &node.meta, false, parent, path)
         });
-        if let Err(error) = made {
+        if made.is_err() {
             // The error that led here is the one to report; what stays is swept by a redo.
-            let _swept = self.unlink_any(parent, path);
-            return Err(error);
+            let _swept = unlink_any(parent, name, &shown);
         }
-        self.replace(parent, path)
+        made
     }
 
     /// Makes `path` another name of what is at `leader`.
@@ -109,13 +131,13 @@ impl<'a> Place<'a> {
         let shown = self.tree.show(path);
         let (from, to) = (self.tree.open_parent(leader)?, self.tree.open_parent(path)?);
         unprotected(&to, path, &shown, || {
-            self.anew(to.as_fd(), path, || {
+            anew(to.as_fd(), &self.temporary, &shown, || {
                 Ok(linkat(&from, leader.name(), &to, &self.temporary, AtFlags::empty()).at("linkat", &shown)?)
             })
         })?;
         self.replace(to.as_fd(), path)?;
         // rename(2) does nothing when both names are the same inode already.
-        self.unlink_any(to.as_fd(), path)
+        unlink_any(to.as_fd(), &self.temporary, &shown)
     }
 
     /// Makes a directory be at `path`, replacing anything else; its metadata waits for [`Place::finish_dir`].
@@ -233,31 +255,17 @@ impl<'a> Place<'a> {
         Ok(ioctl_setflags(&object, flags).at("ioctl FS_IOC_SETFLAGS", &shown)?)
     }
 
-    /// Makes the object under the temporary name. The descriptor is that of what was made, whoever may rename what
-    /// in a directory of theirs.
-    fn create(&self, parent: BorrowedFd<'_>, path: &RelPath, node: &Node, contents: &mut Contents) -> Result<OwnedFd> {
-        self.anew(parent, path, || self.create_new(parent, path, node, contents))
-    }
-
-    /// Makes something under the temporary name, in the place of what a cut left there.
-    fn anew<T>(&self, parent: BorrowedFd<'_>, path: &RelPath, mut make: impl FnMut() -> Result<T>) -> Result<T> {
-        match make() {
-            Err(crate::Error::System(error)) if error.errno() == Some(Errno::EXIST) => {
-                self.unlink_any(parent, path)?;
-                make()
-            }
-            other => other,
-        }
-    }
-
-    fn create_new(
+    /// Makes the object under a name. The descriptor is that of what was made, whoever may rename what in a directory of
+    /// theirs.
+    fn create(
         &self,
         parent: BorrowedFd<'_>,
         path: &RelPath,
+        name: &OsStr,
         node: &Node,
         contents: &mut Contents,
     ) -> Result<OwnedFd> {
-        let (shown, name) = (self.tree.show(path), &self.temporary);
+        let shown = self.tree.show(path);
         let private = Mode::RUSR | Mode::WUSR;
         let special = |kind, device| mknodat(parent, name, kind, private, device).at("mknodat", &shown);
         match &node.kind {
@@ -361,13 +369,24 @@ impl<'a> Place<'a> {
             other => other,
         }
     }
+}
 
-    /// Removes the temporary name, if it is there.
-    fn unlink_any(&self, parent: BorrowedFd<'_>, path: &RelPath) -> Result<()> {
-        match unlinkat(parent, &self.temporary, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(error).at("unlinkat", self.tree.show(path)).map_err(std::convert::Into::into),
+/// Makes something under a name, in the place of what a cut left there.
+fn anew<T>(parent: BorrowedFd<'_>, name: &OsStr, shown: &Path, mut make: impl FnMut() -> Result<T>) -> Result<T> {
+    match make() {
+        Err(crate::Error::System(error)) if error.errno() == Some(Errno::EXIST) => {
+            unlink_any(parent, name, shown)?;
+            make()
         }
+        other => other,
+    }
+}
+
+/// Removes a name, if it is there.
+fn unlink_any(parent: BorrowedFd<'_>, name: &OsStr, shown: &Path) -> Result<()> {
+    match unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error).at("unlinkat", shown).map_err(std::convert::Into::into),
     }
 }
 

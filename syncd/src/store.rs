@@ -275,10 +275,8 @@ impl TargetStore {
     /// # Errors
     /// Whatever unlink(2) says.
     pub fn remove_before(&self, seq: u64) -> Result<()> {
-        for old in self.sequences()?.into_iter().filter(|&old| old < seq) {
-            durable::remove_file(&self.directory, &Self::file_name(old))?;
-        }
-        Ok(())
+        let old = self.sequences()?.into_iter().filter(|&old| old < seq).map(Self::file_name).collect::<Vec<_>>();
+        Ok(durable::remove_files(&self.directory, &old)?)
     }
 
     /// The mark of a merge that began. A damaged one still says that much.
@@ -310,6 +308,7 @@ impl TargetStore {
     pub fn end_merge(&self, last: u64) -> Result<()> {
         self.keep_number(last)?;
         self.remove_before(last + 1)?;
+        // One after the other: a note that outlives the mark would be about the next chain.
         durable::remove_file(&self.directory, DISK_BOOT)?;
         Ok(durable::remove_file(&self.directory, MERGING)?)
     }

@@ -119,6 +119,38 @@ impl Tree {
     }
 }
 
+/// Opens files of a tree, one after the other in path order: their directory is looked up once.
+#[derive(Debug)]
+pub struct Opener<'a> {
+    tree: &'a Tree,
+    /// The directory of the file that was opened last.
+    last: Option<(RelPath, OwnedFd)>,
+}
+
+impl<'a> Opener<'a> {
+    /// Nothing is open yet.
+    #[must_use]
+    pub fn new(tree: &'a Tree) -> Self {
+        Self { tree, last: None }
+    }
+
+    /// As [`Tree::open_file`]. The directory may have been moved since it was opened: who must know asks the tree.
+    ///
+    /// # Errors
+    /// Whatever openat2(2) says.
+    pub fn open_file(&mut self, path: &RelPath) -> Result<File, SystemError> {
+        let dir = match &self.last {
+            Some((parent, dir)) if path.is_in(parent) => dir,
+            _ => {
+                let parent = path.parent().unwrap_or_default();
+                let dir = self.tree.open_dir(&parent)?;
+                &self.last.insert((parent, dir)).1
+            }
+        };
+        open_child_file(dir.as_fd(), path.name(), OFlags::RDONLY).at("openat2", self.tree.show(path))
+    }
+}
+
 /// Whether an error of openat2(2) says that nothing is at a path: no such name, or a file or a symlink on the way to it.
 #[must_use]
 pub fn is_nothing(error: Option<Errno>) -> bool {

@@ -137,7 +137,7 @@ fn the_kept_chain_reads_as_it_was_written() {
     assert_eq!((&first.header, &first.changes), (&full_header, &full_changes));
     assert_eq!((&second.header, &second.changes), (&delta_header, &delta_changes));
 
-    let chain = Chain::new(vec![first, second], Path::new("/var/log")).unwrap().unwrap();
+    let mut chain = Chain::new(vec![first, second], Path::new("/var/log")).unwrap().unwrap();
     chain.verify(&Progress::new(None)).unwrap();
     let net = chain.compose().unwrap();
     assert!(!net.entries.contains_key(&path(b"long")), "the delta gave it back to lower");

@@ -96,7 +96,7 @@ fn expect_view(world: &World, arguments: &[&str], mut view: Snapshot) {
 }
 
 fn a_layer_over_lower_is_the_view() {
-    for seed in 0..10 {
+    for seed in 0..6 {
         let world = World::new(ETC);
         let etc = world.at("etc");
         let mut model = Model::new(&etc, 1000 + seed);

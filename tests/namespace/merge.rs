@@ -544,12 +544,13 @@ fn a_superseded_checkpoint_may_be_damaged() {
 fn a_prefix_that_was_accepted_is_kept_to_after_a_cut() {
     let (world, views) = three_checkpoints();
     flip(&world.checkpoints()[2], 40);
-    // Killed at the second name that appears in lower, after three that appear in the store.
+    // Killed when the second object in lower is nearly finished.
     let command = world.offline_command(&["merge", "--accept-prefix"]);
     let output = std::process::Command::new("strace")
-        .args(["-f", "-o", "/dev/null", "-e", "trace=renameat", "-e", "inject=renameat:signal=KILL:when=5"])
+        .args(["-f", "-o", "/dev/null", "-e", "trace=utimensat", "-e", "inject=utimensat:signal=KILL:when=2"])
         .arg(command.get_program())
         .args(command.get_args())
+        .env("RAYON_NUM_THREADS", "1")
         .output()
         .unwrap();
     assert!(!output.status.success(), "{}", text(&output));

@@ -14,7 +14,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 /// Runs `command` under strace and returns the calls that change or sync something, in order.
 fn trace(command: &Command) -> Vec<String> {
     let log = tempfile::NamedTempFile::new().unwrap();
-    let calls = "trace=fsync,fdatasync,syncfs,rename,renameat,renameat2,unlink,unlinkat,pwrite64,write,setxattr";
+    let calls = "trace=fsync,fdatasync,syncfs,rename,renameat,renameat2,unlink,unlinkat,utimensat,setxattr";
     let output = Command::new("strace")
         .args(["-f", "-y", "-qq", "-s", "64", "-e", calls, "-o"])
         .arg(log.path())
@@ -60,7 +60,7 @@ fn a_chain_is_deleted_only_after_lower_was_synced() {
     world.cut();
     let calls = trace(&world.offline_command(&["merge"]));
     let marked = position(&calls, &["rename", "/merging"]);
-    let placed = position(&calls, &["renameat", "/root/etc>"]);
+    let placed = position(&calls, &["utimensat", "/root/etc/file>"]);
     let token = position(&calls, &["setxattr", "trusted.ephemeral_overlay.token"]);
     let deleted = position(&calls, &["unlink", ".ckpt"]);
     let synced_between = |from: usize, to: usize| calls[from..to].iter().any(|call| call.contains("syncfs("));

@@ -7,7 +7,7 @@
 mod long;
 mod part;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -22,13 +22,14 @@ use super::known::Known;
 use crate::chain::FrameCache;
 use crate::content::{TRIES, blocks_of};
 use crate::diff::Looked;
-use crate::digest::of_file;
+use crate::digest::{BLOCK, of_file};
 use crate::entry::{Content, Meta};
 use crate::error::{Error, Result};
 use crate::format::FRAME;
 use crate::format::write::{Frame, Packer, Writer};
 use crate::path::RelPath;
 use crate::scan::{self, Found, Stamp, View};
+use crate::tree::Opener;
 
 /// How much is read before it is written. Two of them are in memory, and what they are compressed to.
 const WAVE: u64 = 8 << 20;
@@ -46,7 +47,7 @@ pub(super) struct Capture<'a> {
     full: bool,
     /// The files, each with its link group, 0 for none.
     files: Vec<(&'a Found, u32)>,
-    looked: &'a BTreeMap<&'a RelPath, Looked>,
+    looked: &'a HashMap<&'a RelPath, Looked>,
     known: Known,
     /// The long files that are open.
     long: BTreeMap<usize, Long>,
@@ -100,7 +101,7 @@ impl<'a> Capture<'a> {
         sequence: u64,
         full: bool,
         files: Vec<(&'a Found, u32)>,
-        looked: &'a BTreeMap<&'a RelPath, Looked>,
+        looked: &'a HashMap<&'a RelPath, Looked>,
     ) -> Self {
         Self {
             job,
@@ -168,7 +169,9 @@ impl<'a> Capture<'a> {
         let mut data = Vec::with_capacity(FRAME);
         let parts = match work {
             Work::Short(files) => {
-                files.clone().map(|file| self.short(file, &mut data, &mut tools)).collect::<Result<_>>()?
+                let mut opener = Opener::new(self.job.upper);
+                let short = |file| self.short(file, &mut opener, &mut data, &mut tools);
+                files.clone().map(short).collect::<Result<_>>()?
             }
             Work::Piece { file, piece } => vec![Outcome::Piece(self.piece(*file, *piece, &mut data, &mut tools)?)],
             Work::Long(_) => Vec::new(),
@@ -186,10 +189,10 @@ impl<'a> Capture<'a> {
     }
 
     /// Captures a file of at most one frame.
-    fn short(&self, file: usize, data: &mut Vec<u8>, tools: &mut Tools) -> Result<Outcome> {
+    fn short(&self, file: usize, opener: &mut Opener<'_>, data: &mut Vec<u8>, tools: &mut Tools) -> Result<Outcome> {
         let path = &self.files[file].0.path;
         let shown = self.job.upper.show(path);
-        let Some((file, mut before)) = self.open(file)? else { return Ok(Outcome::Moved) };
+        let Some((file, mut before)) = self.open(opener, file)? else { return Ok(Outcome::Moved) };
         let taker = self.taker(path);
         let start = data.len();
         let mut tries = 1;
@@ -214,9 +217,9 @@ impl<'a> Capture<'a> {
     }
 
     /// Opens a file; nothing where it was moved away and may be passed over.
-    fn open(&self, file: usize) -> Result<Option<(File, Stamp)>> {
+    fn open(&self, opener: &mut Opener<'_>, file: usize) -> Result<Option<(File, Stamp)>> {
         let (found, group) = self.files[file];
-        match self.job.open(found) {
+        match self.job.open(opener, found) {
             // Not where other names share the file.
             Err(Error::Moved { .. }) if !self.job.patient && group == 0 => Ok(None),
             other => other.map(Some),
@@ -226,7 +229,9 @@ impl<'a> Capture<'a> {
     fn taker(&self, path: &RelPath) -> Taker<'_> {
         let previous = self.job.past.chain.as_ref().filter(|_| !self.full).and_then(|chain| {
             let recorded = self.job.past.net.entries.get(path)?;
-            Some(Previous { chain, seq: recorded.seq, content: recorded.state.node()?.content()? })
+            let content = recorded.state.node()?.content()?;
+            // A short file is written sooner than its old version is read.
+            (content.size > BLOCK as u64).then_some(Previous { chain, seq: recorded.seq, content })
         });
         Taker { seed: self.job.past.seed, sequence: self.sequence, known: &self.known, previous }
     }

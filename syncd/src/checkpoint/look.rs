@@ -1,6 +1,6 @@
 //! What upper holds now, and what of it has to be recorded.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fs;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::entry::{Kind, Meta};
 use crate::error::{Error, Result};
 use crate::path::RelPath;
 use crate::scan::{self, Found, Object, Stamp, View};
+use crate::tree::Opener;
 
 /// How often upper is scanned for a state in which nothing moves.
 const TRIES: usize = 3;
@@ -83,30 +84,32 @@ impl Job<'_> {
     }
 
     /// Reads what has to be compared.
-    pub(super) fn look<'a>(&self, scan: &'a [Found]) -> Result<BTreeMap<&'a RelPath, Looked>> {
+    pub(super) fn look<'a>(&self, scan: &'a [Found]) -> Result<HashMap<&'a RelPath, Looked>> {
         let candidates: Vec<&'a Found> = diff::to_hash(&self.past.net, scan);
+        let look = |(buffer, opener): &mut (Vec<u8>, Opener<'_>), found: &'a Found| {
+            let (file, before) = match self.open(opener, found) {
+                // It is met again when it would be written, and passed over there.
+                Err(Error::Moved { .. }) if !self.patient => return Ok(None),
+                other => other?,
+            };
+            let shown = self.upper.show(&found.path);
+            let (read, meta) = content::hash_with(&file, before, self.past.seed, buffer, &shown, || {
+                scan::file_meta(&file, View::Upper, &shown)
+            })?;
+            let recorded = self.past.net.entries.get(&found.path).map(|recorded| &recorded.state);
+            Ok(Some((&found.path, Looked::of(recorded, &meta, read))))
+        };
         let looked: Vec<_> = candidates
             .into_par_iter()
-            .map_init(Vec::new, |buffer, found| {
-                let (file, before) = match self.open(found) {
-                    // It is met again when it would be written, and passed over there.
-                    Err(Error::Moved { .. }) if !self.patient => return Ok(None),
-                    other => other?,
-                };
-                let shown = self.upper.show(&found.path);
-                let looked = content::hash_with(&file, before, self.past.seed, buffer, &shown, || {
-                    scan::file_meta(&file, View::Upper, &shown)
-                });
-                looked.map(|(read, meta)| Some((&found.path, Looked { meta, read })))
-            })
+            .map_init(|| (Vec::new(), Opener::new(self.upper)), look)
             .collect::<Result<_>>()?;
         Ok(looked.into_iter().flatten().collect())
     }
 
     /// Opens the file that the scan met; another one by that name, or none, makes us start over.
-    pub(super) fn open(&self, found: &Found) -> Result<(fs::File, Stamp)> {
+    pub(super) fn open(&self, opener: &mut Opener<'_>, found: &Found) -> Result<(fs::File, Stamp)> {
         let moved = || Error::Moved { path: found.path.clone() };
-        let file = match self.upper.open_file(&found.path) {
+        let file = match opener.open_file(&found.path) {
             Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO)) => {
                 return Err(moved());
             }

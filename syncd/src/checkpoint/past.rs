@@ -30,8 +30,8 @@ impl Past {
             // That merge was complete but for the cleaning up.
             store.end_merge(marker.last)?;
         }
-        let loaded = store.chain().and_then(|chain| {
-            let net = chain.as_ref().map(Chain::compose).transpose()?.unwrap_or_default();
+        let loaded = store.chain().and_then(|mut chain| {
+            let net = chain.as_mut().map(Chain::compose).transpose()?.unwrap_or_default();
             Ok((chain, net))
         });
         let (mut chain, mut net) = match loaded {

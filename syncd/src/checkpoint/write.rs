@@ -1,6 +1,6 @@
 //! Puts what changed into one file.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 
 use ephemeral_overlay::attributes::Handle;
@@ -29,7 +29,7 @@ impl Job<'_> {
         sequence: u64,
         relation: Relation,
         drafts: &[(RelPath, Draft)],
-        looked: &BTreeMap<&RelPath, Looked>,
+        looked: &HashMap<&RelPath, Looked>,
         stats: &mut CheckpointStats,
     ) -> Result<Written> {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -56,7 +56,7 @@ impl Job<'_> {
             if !self.held.is_empty() || !self.patient {
                 // What is held and what is new come from different moments: only a whole tree may be written.
                 let mut net = self.past.net.clone();
-                net.apply(sequence, full, &changes);
+                net.apply(sequence, full, changes.clone());
                 net.check()?;
             }
             writer.finish(changes, self.options.compression)
@@ -100,7 +100,7 @@ impl Job<'_> {
         writer: &mut Writer,
         header: &Header,
         drafts: &[(RelPath, Draft)],
-        looked: &BTreeMap<&RelPath, Looked>,
+        looked: &HashMap<&RelPath, Looked>,
         bases: Vec<Option<Base>>,
         stats: &mut CheckpointStats,
     ) -> Result<Vec<Change>> {

@@ -46,7 +46,7 @@ fn layer<W: Write>(
     let (mut outcome, mut empty) = (Outcome::Done, true);
     for target in targets {
         let part = store.target(target);
-        let Some(chain) = part.chain()? else { continue };
+        let Some(mut chain) = part.chain()? else { continue };
         let (first, last) = chain.range();
         if let Some(seq) = seq.filter(|seq| !(first..=last).contains(seq)) {
             bail!("{}: there is no checkpoint {seq}; there are {first} to {last}", target.display());

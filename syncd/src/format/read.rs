@@ -28,7 +28,7 @@ pub struct Checkpoint {
     length: u64,
     /// What it says about itself.
     pub header: Header,
-    /// Its changes, in path order.
+    /// Its changes, in path order, until its chain is composed.
     pub changes: Vec<Change>,
     /// Its digest, as the trailer has it.
     pub digest: Digest,

@@ -133,10 +133,10 @@ impl Apply<'_> {
         is_linked: bool,
         contents: &mut Contents,
     ) -> Result<()> {
-        if let Some(content) = node.content().filter(|_| !is_linked)
-            && let Some(existing) = Existing::at(self.lower, dir, path)?
-            && let Some(file) = &existing.file
-        {
+        let Some(existing) = Existing::at(self.lower, dir, path)? else {
+            return place.put_new(dir, path, node, contents);
+        };
+        if let (Some(content), Some(file), false) = (node.content(), &existing.file, is_linked) {
             if is_unchanged(&existing, node, self.seed)? {
                 return place.finish_file(file, &node.meta, dir, path);
             }

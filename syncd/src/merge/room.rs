@@ -25,8 +25,7 @@ pub(super) fn reserve(net: &Net, lower: &Tree, seed: u64, store: &TargetStore) -
     let free = stat.f_bfree.saturating_mul(block);
     let present: Vec<_> =
         net.entries.iter().filter_map(|(path, recorded)| Some((path, recorded.state.node()?))).collect();
-    let there = present.par_iter().map(|(path, _)| Ok(lower.stat(path)?.map(|stat| Stamp::of(&stat))));
-    let there: Vec<Option<Stamp>> = there.collect::<Result<_>>()?;
+    let there = standing(&present, lower)?;
     let freed = removed(net, lower)?;
     let objects = || present.iter().copied().zip(there.iter().copied());
     let mut need = room(objects(), freed, block, &|_, _| Ok(false))?;
@@ -47,6 +46,23 @@ pub(super) fn reserve(net: &Net, lower: &Tree, seed: u64, store: &TargetStore) -
         return Err(Error::NoRoom { target: store.target().to_path_buf(), need, free, inodes });
     }
     Ok(())
+}
+
+/// What stands where the objects will be.
+fn standing(present: &[(&RelPath, &Node)], lower: &Tree) -> Result<Vec<Option<Stamp>>> {
+    let stat = |path| Ok(lower.stat(path)?.map(|stat| Stamp::of(&stat)));
+    // Where there is no directory nothing is below, and a subtree is contiguous.
+    let mut nothing: Option<&RelPath> = None;
+    let mut is_known = Vec::with_capacity(present.len());
+    for (path, node) in present {
+        let is_below = nothing.is_some_and(|above| path.is_below(above));
+        if !is_below && node.is_dir() && stat(path)?.is_none() {
+            nothing = Some(path);
+        }
+        is_known.push(is_below);
+    }
+    let there = present.par_iter().zip(is_known);
+    there.map(|((path, _), is_known)| if is_known { Ok(None) } else { stat(path) }).collect()
 }
 
 /// What the removals free.

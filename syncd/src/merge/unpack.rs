@@ -32,7 +32,7 @@ pub fn unpack(store: &TargetStore, lower: &Tree, upper: &Tree, progress: &Progre
         // Lower has everything; only the cleaning up could not be done.
         return Ok(());
     }
-    let Some(chain) = store.chain()? else { return Ok(()) };
+    let Some(mut chain) = store.chain()? else { return Ok(()) };
     if chain.token() != token {
         return Err(Error::Foreign { target: store.target().to_path_buf() });
     }

@@ -1,10 +1,10 @@
-//! Reads back what a merge wrote.
+//! Compares what a merge made with what it should have made. That it is on the disk is what syncfs(2) said: the files
+//! are not read from there once more, which would take a slow disk as long as the merge itself.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use rayon::prelude::*;
-use rustix::fs::{Advice, fadvise};
 
 use super::apply::Left;
 use super::{extras, leaders, parts};
@@ -16,7 +16,7 @@ use crate::path::RelPath;
 use crate::progress::Progress;
 use crate::tree::{Tree, is_nothing};
 
-/// Reads back what was written, from the disk, and compares.
+/// Compares what was made.
 pub(super) struct Verify<'a> {
     pub(super) net: &'a Net,
     pub(super) lower: &'a Tree,
@@ -34,7 +34,7 @@ impl Verify<'_> {
             self.net.entries.iter().filter(|(_, recorded)| recorded.state.node().is_some_and(Node::is_dir)).collect();
         directories.par_iter().try_for_each(|(path, recorded)| {
             let parent = self.lower.open_parent(path)?;
-            self.one(parent.as_fd(), path, recorded, None)?;
+            self.one(Existing::at(self.lower, parent.as_fd(), path)?, path, recorded, None)?;
             if hidden.contains(path) && !extras(self.net, self.lower, path)?.is_empty() {
                 return self.mismatch(path, "names that should be gone");
             }
@@ -46,29 +46,29 @@ impl Verify<'_> {
                 Err(error) if is_nothing(error.errno()) => None,
                 other => Some(other?),
             };
-            all.iter().try_for_each(|(path, recorded)| match &dir {
-                Some(dir) => self.one(dir.as_fd(), path, recorded, leaders.get(*path).copied()),
-                None if recorded.state.node().is_none() => Ok(()),
-                None => self.mismatch(path, "it is missing"),
-            })
+            let look = |path| dir.as_ref().map_or(Ok(None), |dir| Existing::at(self.lower, dir.as_fd(), path));
+            all.iter()
+                .try_for_each(|(path, recorded)| self.one(look(path)?, path, recorded, leaders.get(*path).copied()))
         })
     }
 
-    fn one(&self, parent: BorrowedFd<'_>, path: &RelPath, recorded: &Recorded, leader: Option<&RelPath>) -> Result<()> {
+    fn one(
+        &self,
+        existing: Option<Existing>,
+        path: &RelPath,
+        recorded: &Recorded,
+        leader: Option<&RelPath>,
+    ) -> Result<()> {
         self.progress.step();
         if self.left.contains_key(path) {
             return Ok(());
         }
-        let (existing, node) = match (Existing::at(self.lower, parent, path)?, recorded.state.node()) {
+        let (existing, node) = match (existing, recorded.state.node()) {
             (None, None) => return Ok(()),
             (Some(_), None) => return self.mismatch(path, "it should be gone"),
             (None, Some(_)) => return self.mismatch(path, "it is missing"),
             (Some(existing), Some(node)) => (existing, node),
         };
-        if let Some(file) = existing.file.as_ref().filter(|_| existing.stat.st_size > 0) {
-            // Out of the page cache, so that the disk is asked. It is advice: the comparison is right without it.
-            let _advice = fadvise(file, 0, None, Advice::DontNeed);
-        }
         let stat = &existing.stat;
         if !existing.has_kind_and_content(node, self.seed)? {
             return self.mismatch(path, "kind or contents");

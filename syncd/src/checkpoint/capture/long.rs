@@ -5,9 +5,11 @@ use std::ops::Range;
 
 use super::{Capture, FRAME_LEN, Part, Tools, Work};
 use crate::content::{TRIES, blocks_of, pieces};
+use crate::diff::Looked;
 use crate::digest::{BLOCK, Block};
 use crate::error::Result;
 use crate::scan::{self, Stamp, View};
+use crate::tree::Opener;
 
 /// A long file that is being read.
 pub(super) struct Long {
@@ -25,10 +27,13 @@ pub(super) struct Long {
 impl Capture<'_> {
     pub(super) fn begin_long(&mut self, file: usize) -> Result<()> {
         let (found, _) = self.files[file];
-        let Some((open, now)) = self.open(file)? else { return Ok(()) };
-        let looked = self.looked.get(&found.path).filter(|looked| !looked.read.fuzzy);
-        let before = looked.map_or(now, |looked| looked.read.stamp);
-        let read = looked.map(|looked| looked.read.blocks.clone());
+        let Some((open, now)) = self.open(&mut Opener::new(self.job.upper), file)? else { return Ok(()) };
+        let read = match self.looked.get(&found.path) {
+            Some(Looked::Changed(read)) if !read.fuzzy => Some(read),
+            _ => None,
+        };
+        let before = read.map_or(now, |read| read.stamp);
+        let read = read.map(|read| read.blocks.clone());
         self.long.insert(file, Long { file: open, before, read, tries: 1, pieces: Vec::new(), parts: Vec::new() });
         self.queue_pieces(file)
     }

@@ -58,7 +58,7 @@ fn small_files(root: &Path, count: usize, mean: usize, seed: u64) -> Result<()> 
             fs::create_dir_all(&directory)?;
         }
         let length = random.usize(mean / 2..mean * 3 / 2);
-        fs::write(directory.join(format!("file-{number:05}.conf")), text(&mut random, length))?;
+        fs::write(directory.join(format!("file-{number:05}.conf")), settings(&mut random, length))?;
     }
     Ok(())
 }
@@ -68,7 +68,7 @@ fn change_small(root: &Path) -> Result<()> {
     for number in (0..3_000).step_by(100) {
         let path = root.join(format!("group.{}/part.{}/file-{number:05}.conf", number / 1000, number / 50));
         let mut file = OpenOptions::new().append(true).open(&path).with_context(|| path.display().to_string())?;
-        file.write_all(text(&mut random, 100).as_bytes())?;
+        file.write_all(settings(&mut random, 100).as_bytes())?;
     }
     Ok(())
 }
@@ -82,7 +82,7 @@ fn fill_w2(root: &Path) -> Result<()> {
         fs::write(root.join(format!("journal/system{number}.journal")), bytes)?;
     }
     for number in 0..LOGS {
-        fs::write(root.join(format!("service{number:02}.log")), text(&mut random, LOG))?;
+        fs::write(root.join(format!("service{number:02}.log")), log(&mut random, LOG))?;
     }
     Ok(())
 }
@@ -102,7 +102,7 @@ fn change_w2(root: &Path) -> Result<()> {
     }
     for number in 0..LOGS {
         let mut file = OpenOptions::new().append(true).open(root.join(format!("service{number:02}.log")))?;
-        file.write_all(text(&mut random, 4096).as_bytes())?;
+        file.write_all(log(&mut random, 4096).as_bytes())?;
     }
     Ok(())
 }
@@ -115,33 +115,47 @@ fn rotate_w2(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Text as configurations and logs have it: words that come again, and numbers that do not.
-fn text(random: &mut Rng, length: usize) -> String {
-    const WORDS: [&str; 16] = [
-        "systemd",
-        "session",
-        "started",
-        "network",
-        "enable",
-        "service",
-        "interface",
-        "option",
-        "user",
-        "timeout",
-        "kernel",
-        "device",
-        "address",
-        "module",
-        "daemon",
-        "config",
-    ];
-    let mut text = String::with_capacity(length + 64);
-    while text.len() < length {
+const WORDS: [&str; 16] = [
+    "systemd",
+    "session",
+    "started",
+    "network",
+    "enable",
+    "service",
+    "interface",
+    "option",
+    "user",
+    "timeout",
+    "kernel",
+    "device",
+    "address",
+    "module",
+    "daemon",
+    "config",
+];
+
+/// Settings: words that come again and small numbers. zstd makes a quarter of it, as of `/etc`.
+fn settings(random: &mut Rng, length: usize) -> String {
+    lines(random, length, |random, text| {
         let mut word = || WORDS[random.usize(..WORDS.len())];
         let (first, second) = (word(), word());
-        // Writing to a string cannot fail.
-        let _written = writeln!(text, "{first}.{second} = {:x}", random.u64(..));
-    }
+        writeln!(text, "{first}.{second} = {}", random.u16(..10_000))
+    })
+}
+
+/// Messages, each with a number that never comes again.
+fn log(random: &mut Rng, length: usize) -> String {
+    lines(random, length, |random, text| {
+        let mut word = || WORDS[random.usize(..WORDS.len())];
+        let (first, second, third) = (word(), word(), word());
+        writeln!(text, "host {first}[1234]: {second} {third}, id {:016x}", random.u64(..))
+    })
+}
+
+fn lines(random: &mut Rng, length: usize, line: impl Fn(&mut Rng, &mut String) -> std::fmt::Result) -> String {
+    let mut text = String::with_capacity(length + 128);
+    // Writing to a string cannot fail.
+    while text.len() < length && line(random, &mut text).is_ok() {}
     text.truncate(length);
     text
 }
