@@ -71,7 +71,8 @@ impl Disk {
     }
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs a program of the system and expects it to succeed.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command
         .env("PATH", packages::path())

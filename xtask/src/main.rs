@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod crash;
 mod disk;
 mod edits;
 mod machine;
@@ -42,6 +43,8 @@ enum Task {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Cut the power at every moment of a recorded disk, and boot from what it may hold then
+    Crash(crash::Options),
     /// Build everything and put it where it belongs, below target/package
     Package,
     /// Measure
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         Task::Try { vm: false } => try_it::run().map(|()| ExitCode::SUCCESS),
         Task::Try { vm: true } => test::one_boot("the_main_job_from_a_systemd_initramfs", &[("NARRATE", "1")]),
         Task::Test { full, args } => test::run(full, &args),
+        Task::Crash(options) => crash::run(&options),
         Task::Package => package::run().map(|()| ExitCode::SUCCESS),
         Task::Bench { what: Bench::Early, .. } => bench::early().map(|()| ExitCode::SUCCESS),
         Task::Bench { what: Bench::Engine, only, rounds } => {

@@ -40,6 +40,19 @@ pub(crate) const TEST: [Tool; 4] = [
     tool("strace", "strace", "strace"),
 ];
 
+/// What a recorded disk takes, in QEMU's storage daemon and beside it.
+const CRASH: [Tool; 7] = [
+    tool("mkfs.ext4", "e2fsprogs", "e2fsprogs"),
+    tool("mkfs.btrfs", "btrfs-progs", "btrfs-progs"),
+    tool("mkfs.xfs", "xfsprogs", "xfsprogs"),
+    tool("losetup", "mount", "util-linux"),
+    tool("setpriv", "util-linux", "util-linux"),
+    tool("timeout", "coreutils", "coreutils"),
+    tool("qemu-storage-daemon", "qemu-system-common", "qemu-img"),
+];
+/// Where Debian has that since QEMU 8.
+const STORAGE_DAEMON: Tool = tool("qemu-storage-daemon", "qemu-utils", "qemu-img");
+
 /// What a virtual machine takes, beside that. Its kernels come from Debian's packages.
 pub(crate) const BOOT: [Tool; 8] = [
     tool("qemu-system-x86_64", "qemu-system-x86", "qemu-system-x86"),
@@ -71,6 +84,11 @@ pub(crate) fn has_apt() -> bool {
 
 fn exists(program: &str) -> bool {
     env::split_paths(&path()).any(|directory| directory.join(program).is_file())
+}
+
+/// Sees to it that a disk can be recorded.
+pub(crate) fn ensure_recorder() -> Result<()> {
+    ensure(&CRASH).or_else(|error| if has_apt() { ensure(&[STORAGE_DAEMON]) } else { Err(error) })
 }
 
 /// Sees to it that all `tools` can be run.
