@@ -1,5 +1,6 @@
 //! Makes an object exist: in lower, in an upper directory, or as a plain copy. Everything is relative to directory
-//! descriptors; new content appears by temporary name and rename, so a name is the old object or the new one, whole.
+//! descriptors. What replaces something appears by temporary name and rename, so a name is the old object or the new
+//! one, whole; [`Place::put_new`] and [`Place::update`] are for a merge, which is done again after a cut.
 //!
 //! Order within an object: owner (clears setuid and capabilities), attributes it must not have, mode, attributes,
 //! times. Made twice, the result is the same: this is what lets a merge be cut anywhere and redone.
