@@ -325,24 +325,27 @@ impl Chain {
 
 /// The frames that one thread read last: a file's changed pages lie between those of an earlier checkpoint.
 #[derive(Debug, Default)]
-pub struct FrameCache(VecDeque<(u64, usize, Vec<u8>)>);
+pub struct FrameCache {
+    /// The last ones, the newest first, each with its checkpoint and number.
+    frames: VecDeque<(u64, usize, Vec<u8>)>,
+    stored: Vec<u8>,
+}
 
 impl FrameCache {
     const MAX: usize = 4;
 
     fn get(&mut self, checkpoint: &Checkpoint, number: usize) -> Result<&[u8]> {
         let key = (checkpoint.header.sequence, number);
-        let found = match self.0.iter().position(|(seq, number, _)| (*seq, *number) == key) {
-            Some(at) => self.0.remove(at),
-            None => None,
-        };
-        let entry = match found {
-            Some(entry) => entry,
-            None => (key.0, key.1, checkpoint.read_frame(number)?),
-        };
-        self.0.truncate(Self::MAX - 1);
-        self.0.push_front(entry);
-        Ok(&self.0[0].2)
+        let found = self.frames.iter().position(|(seq, number, _)| (*seq, *number) == key);
+        if let Some(entry) = found.and_then(|at| self.frames.remove(at)) {
+            self.frames.push_front(entry);
+        } else {
+            let oldest = if self.frames.len() < Self::MAX { None } else { self.frames.pop_back() };
+            let mut data = oldest.map(|(_, _, data)| data).unwrap_or_default();
+            checkpoint.read_frame(number, &mut self.stored, &mut data)?;
+            self.frames.push_front((key.0, key.1, data));
+        }
+        Ok(&self.frames[0].2)
     }
 }
 

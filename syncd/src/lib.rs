@@ -22,6 +22,7 @@ pub mod in_use;
 pub mod merge;
 pub mod namespaces;
 pub mod path;
+mod per_thread;
 pub mod place;
 pub mod progress;
 pub mod scan;

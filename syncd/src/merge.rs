@@ -18,7 +18,7 @@ use ephemeral_overlay::attributes::Handle;
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::token::Token;
 use room::reserve;
-use rustix::fs::syncfs;
+use rustix::fs::{fsync, syncfs};
 pub use unpack::unpack;
 use verify::Verify;
 
@@ -157,20 +157,20 @@ pub fn merge(
         progress,
     };
     let left = apply.run()?;
-    syncfs(lower.root()).at("syncfs", lower.path())?;
-    Verify { net: &net, lower, seed, only_metadata: &only_metadata, left: &left, progress }.run()?;
     for (path, recorded) in net.entries.iter().filter(|(path, _)| !left.contains_key(path)) {
         if let Some(node) = recorded.state.node() {
             place.protect(path, &node.meta)?;
         }
     }
+    syncfs(lower.root()).at("syncfs", lower.path())?;
+    Verify { net: &net, lower, seed, only_metadata: &only_metadata, left: &left, progress }.run()?;
     if !left.is_empty() {
         // Before lower says that it has everything: the chain is the only place that does.
         stats.set_aside = store.set_aside_before(last + 1)?;
         stats.left = left.into_iter().collect();
     }
     next.next_token.write(&root, lower.path())?;
-    syncfs(lower.root()).at("syncfs", lower.path())?;
+    fsync(lower.root()).at("fsync", lower.path())?;
 
     stats.checkpoints = chain.checkpoints().len();
     stats.paths = net.entries.len();

@@ -16,7 +16,7 @@ mod reserve;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::error::{At, SystemError};
@@ -75,7 +75,14 @@ impl Store {
         if !path.join("targets").is_dir() {
             durable::create_directory(&path.join("targets"))?;
             // `early` may have made what is above it a moment ago, and never syncs.
-            path.ancestors().skip(1).try_for_each(durable::sync_directory)?;
+            let device = |path: &Path| Ok::<_, SystemError>(fs::metadata(path).at("stat", path)?.dev());
+            let here = device(path)?;
+            for above in path.ancestors().skip(1) {
+                if device(above)? != here {
+                    break;
+                }
+                durable::sync_directory(above)?;
+            }
         }
         let lock = open_lock(path, true)?;
         flock(&lock, FlockOperation::LockExclusive).at("flock", path)?;

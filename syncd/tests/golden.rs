@@ -119,7 +119,7 @@ fn write(name: &str, (header, data, changes): (Header, Vec<u8>, Vec<Change>)) ->
     let mut writer = Writer::new(&mut file, &path, &header).unwrap();
     let mut packer = Packer::new(3).unwrap();
     for piece in data.chunks(FRAME) {
-        writer.frame(&packer.pack(piece.to_vec()).unwrap()).unwrap();
+        writer.frame(&packer.pack(piece.to_vec(), Vec::new()).unwrap().0).unwrap();
     }
     writer.finish(changes, 3).unwrap().digest
 }

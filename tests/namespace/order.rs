@@ -63,14 +63,20 @@ fn a_chain_is_deleted_only_after_lower_was_synced() {
     let placed = position(&calls, &["utimensat", "/root/etc/file>"]);
     let token = position(&calls, &["setxattr", "trusted.ephemeral_overlay.token"]);
     let deleted = position(&calls, &["unlink", ".ckpt"]);
-    let synced_between = |from: usize, to: usize| calls[from..to].iter().any(|call| call.contains("syncfs("));
+    let between = |from: usize, to: usize, what: &[&str]| {
+        calls[from..to].iter().any(|call| what.iter().all(|part| call.contains(part)))
+    };
     assert!(marked < placed && placed < token && token < deleted, "{}", calls.join("\n"));
     assert!(
-        synced_between(placed, token),
+        between(placed, token, &["syncfs("]),
         "the token is new before what it stands for is on disk\n{}",
         calls.join("\n")
     );
-    assert!(synced_between(token, deleted), "the chain is gone before the token is on disk\n{}", calls.join("\n"));
+    assert!(
+        between(token, deleted, &["fsync(", "/root/etc>"]),
+        "the chain is gone before the token is on disk\n{}",
+        calls.join("\n")
+    );
     let unmarked = position(&calls, &["unlink", "/merging"]);
     assert!(deleted < unmarked, "{}", calls.join("\n"));
 }

@@ -28,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::format::FRAME;
 use crate::format::write::{Frame, Packer, Writer};
 use crate::path::RelPath;
+use crate::per_thread::PerThread;
 use crate::scan::{self, Found, Stamp, View};
 use crate::tree::Opener;
 
@@ -55,7 +56,9 @@ pub(super) struct Capture<'a> {
     queue: VecDeque<Work>,
     /// The length of the data so far.
     position: u64,
-    tools: Mutex<Vec<Tools>>,
+    tools: PerThread<Option<Tools>>,
+    /// Buffers of frames that are written.
+    spare: Mutex<Vec<Vec<u8>>>,
 }
 
 /// What one thread does at a time.
@@ -114,7 +117,8 @@ impl<'a> Capture<'a> {
             files,
             looked,
             position: 0,
-            tools: Mutex::default(),
+            tools: PerThread::new(),
+            spare: Mutex::default(),
         }
     }
 
@@ -131,7 +135,7 @@ impl<'a> Capture<'a> {
                 || wave.par_iter().map(|work| self.act(work)).collect::<Result<Vec<_>>>(),
             );
             written?;
-            ready.clear();
+            ready.drain(..).map(Frame::into_buffer).for_each(|buffer| self.give_buffer(buffer));
             for (work, done) in wave.iter().zip(done?) {
                 self.take_in(work, done.parts)?;
                 self.position += done.frames.iter().map(Frame::raw_len).sum::<u64>();
@@ -156,36 +160,55 @@ impl<'a> Capture<'a> {
 
     /// One piece of work, by one thread of many.
     fn act(&self, work: &Work) -> Result<Done> {
-        let lock = || self.tools.lock().unwrap_or_else(PoisonError::into_inner);
-        let tools = lock().pop();
-        let mut tools = match tools {
-            Some(tools) => tools,
-            None => Tools {
-                buffer: Vec::new(),
-                packer: Packer::new(self.job.options.compression).at("zstd", "")?,
-                frames: FrameCache::default(),
-            },
-        };
-        let mut data = Vec::with_capacity(FRAME);
+        self.tools.with(|tools| {
+            if let Some(tools) = tools {
+                return self.act_with(work, tools);
+            }
+            let packer = Packer::new(self.job.options.compression).at("zstd", "")?;
+            self.act_with(work, tools.insert(Tools { buffer: Vec::new(), packer, frames: FrameCache::default() }))
+        })
+    }
+
+    fn act_with(&self, work: &Work, tools: &mut Tools) -> Result<Done> {
+        let mut data = self.take_buffer();
         let parts = match work {
             Work::Short(files) => {
                 let mut opener = Opener::new(self.job.upper);
-                let short = |file| self.short(file, &mut opener, &mut data, &mut tools);
+                let short = |file| self.short(file, &mut opener, &mut data, tools);
                 files.clone().map(short).collect::<Result<_>>()?
             }
-            Work::Piece { file, piece } => vec![Outcome::Piece(self.piece(*file, *piece, &mut data, &mut tools)?)],
+            Work::Piece { file, piece } => vec![Outcome::Piece(self.piece(*file, *piece, &mut data, tools)?)],
             Work::Long(_) => Vec::new(),
         };
         let mut frames = Vec::new();
+        let mut pack = |data| {
+            let (frame, spare) = tools.packer.pack(data, self.take_buffer()).at("zstd", "")?;
+            frames.push(frame);
+            self.give_buffer(spare);
+            Ok::<_, Error>(())
+        };
         while data.len() > FRAME {
             let rest = data.split_off(FRAME);
-            frames.push(tools.packer.pack(std::mem::replace(&mut data, rest)).at("zstd", "")?);
+            pack(std::mem::replace(&mut data, rest))?;
         }
-        if !data.is_empty() {
-            frames.push(tools.packer.pack(data).at("zstd", "")?);
+        if data.is_empty() {
+            self.give_buffer(data);
+        } else {
+            pack(data)?;
         }
-        lock().push(tools);
         Ok(Done { parts, frames })
+    }
+
+    /// An empty buffer, which may have been used before: memory that is new to the process costs more than what is
+    /// copied into it.
+    fn take_buffer(&self) -> Vec<u8> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.unwrap_or_else(|| Vec::with_capacity(FRAME))
+    }
+
+    fn give_buffer(&self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
     }
 
     /// Captures a file of at most one frame.

@@ -110,7 +110,13 @@ impl Job<'_> {
     pub(super) fn open(&self, opener: &mut Opener<'_>, found: &Found) -> Result<(fs::File, Stamp)> {
         let moved = || Error::Moved { path: found.path.clone() };
         let file = match opener.open_file(&found.path) {
-            Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO)) => {
+            // The kernel calls it another device when a name leaves the directory under the open (openat2(2), EXDEV).
+            Err(error)
+                if matches!(
+                    error.errno(),
+                    Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::XDEV)
+                ) =>
+            {
                 return Err(moved());
             }
             other => other?,

@@ -167,23 +167,21 @@ impl Checkpoint {
         (data < self.data_len).then(|| (number, self.frames[number].data))
     }
 
-    /// The data of a frame.
+    /// Reads the data of a frame into `data`; `stored` is what it is read through.
     ///
     /// # Errors
     /// When it cannot be read or is damaged.
-    pub(crate) fn read_frame(&self, number: usize) -> Result<Vec<u8>> {
+    pub(crate) fn read_frame(&self, number: usize, stored: &mut Vec<u8>, data: &mut Vec<u8>) -> Result<()> {
         let frame = &self.frames[number];
-        let mut stored = Vec::new();
-        self.read_stored(frame, &mut stored)?;
         if frame.info.stored == frame.info.raw {
-            return Ok(stored);
+            return self.read_stored(frame, data);
         }
-        let data = zstd::bulk::decompress(&stored, frame.info.raw as usize).at("zstd", &self.path)?;
-        if data.len() == frame.info.raw as usize {
-            Ok(data)
-        } else {
-            Err(self.damaged("a frame of its data is too short"))
-        }
+        self.read_stored(frame, stored)?;
+        data.clear();
+        data.reserve(frame.info.raw as usize);
+        let mut zstd = zstd::bulk::Decompressor::new().at("zstd", &self.path)?;
+        let length = zstd.decompress_to_buffer(stored, data).at("zstd", &self.path)?;
+        if length == frame.info.raw as usize { Ok(()) } else { Err(self.damaged("a frame of its data is too short")) }
     }
 
     fn read_stored(&self, frame: &Frame, stored: &mut Vec<u8>) -> Result<()> {

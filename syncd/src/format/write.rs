@@ -17,7 +17,7 @@ use crate::entry::Change;
 use crate::error::Result;
 
 /// How much is written before the disk is told to begin with it.
-const HASTEN: u64 = 8 << 20;
+const HASTEN: u64 = 2 << 20;
 /// Shorter data is compressed without a look at a sample.
 const SAMPLED: usize = 64 << 10;
 /// A sample is one piece of this length out of each 64 KiB.
@@ -53,21 +53,25 @@ impl Packer {
         Ok(Self { compressor: Compressor::new(level)?, fast: Compressor::new(1)?, sample: Vec::new() })
     }
 
-    /// Makes a frame of at most [`super::FRAME`] bytes. What does not get shorter is stored as it is.
+    /// Makes a frame of at most [`super::FRAME`] bytes. What does not get shorter is stored as it is. The frame takes
+    /// one of the two buffers, and the other one comes back.
     ///
     /// # Errors
     /// Whatever zstd says.
-    pub fn pack(&mut self, data: Vec<u8>) -> std::io::Result<Frame> {
+    pub fn pack(&mut self, data: Vec<u8>, mut packed: Vec<u8>) -> std::io::Result<(Frame, Vec<u8>)> {
         let raw = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let stored = if self.is_incompressible(&data)? {
-            data
-        } else {
-            let packed = self.compressor.compress(&data)?;
+        packed.clear();
+        let mut is_shorter = false;
+        if !self.is_incompressible(&data)? {
+            packed.reserve(zstd::zstd_safe::compress_bound(data.len()));
+            let length = self.compressor.compress_to_buffer(&data, &mut packed)?;
             // Reading it back costs, too.
-            if packed.len() + data.len() / 32 < data.len() { packed } else { data }
-        };
+            is_shorter = length + data.len() / 32 < data.len();
+        }
+        let (stored, spare) = if is_shorter { (packed, data) } else { (data, packed) };
         let digest = digest::of_bytes(&stored, 0);
-        Ok(Frame { info: FrameInfo { raw, stored: u32::try_from(stored.len()).unwrap_or(u32::MAX), digest }, stored })
+        let info = FrameInfo { raw, stored: u32::try_from(stored.len()).unwrap_or(u32::MAX), digest };
+        Ok((Frame { info, stored }, spare))
     }
 
     fn is_incompressible(&mut self, data: &[u8]) -> std::io::Result<bool> {
@@ -88,6 +92,12 @@ impl Frame {
     #[must_use]
     pub fn raw_len(&self) -> u64 {
         self.info.raw.into()
+    }
+
+    /// Its buffer, to be used again.
+    #[must_use]
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.stored
     }
 }
 

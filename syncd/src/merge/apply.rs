@@ -15,6 +15,7 @@ use crate::entry::{Node, State};
 use crate::error::{Error, Result};
 use crate::existing::Existing;
 use crate::path::RelPath;
+use crate::per_thread::PerThread;
 use crate::place::{Contents, Place};
 use crate::progress::Progress;
 use crate::tree::Tree;
@@ -54,9 +55,10 @@ impl Apply<'_> {
         }
         let leaders = leaders(self.net);
         let parts = parts(self.net);
-        let made = parts.par_iter().enumerate().map_init(FrameCache::default, |frames, (number, (parent, files))| {
+        let frames = PerThread::<FrameCache>::new();
+        let made = parts.par_iter().enumerate().map(|(number, (parent, files))| {
             let files = files.iter().filter(|(path, _)| leaders.get(*path).is_none_or(|leader| leader == path));
-            self.files(&self.place.part(number), parent, files.copied(), &leaders, frames)
+            frames.with(|frames| self.files(&self.place.part(number), parent, files.copied(), &leaders, frames))
         });
         left.extend(made.collect::<Result<Vec<_>>>()?.into_iter().flatten());
         for (path, leader) in leaders.iter().filter(|(path, leader)| path != leader) {
