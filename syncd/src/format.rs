@@ -41,6 +41,10 @@ pub struct Header {
     pub relation: Relation,
     /// The kernel's `boot_id` of the boot it was taken in.
     pub boot_id: String,
+    /// Bytes that were written to the disk for the target before it, in that boot.
+    pub written_in_boot: u64,
+    /// The same, ever.
+    pub written_in_all: u64,
     /// The seed of all content digests of the chain.
     pub seed: u64,
     /// Upper could hold `user.*` attributes. Where it could not (tmpfs before Linux 6.6) a merge keeps lower's.

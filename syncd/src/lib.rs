@@ -29,5 +29,6 @@ pub mod scan;
 pub mod store;
 pub mod system;
 pub mod tree;
+pub mod written;
 
 pub use error::{Error, Result};

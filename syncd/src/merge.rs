@@ -32,6 +32,7 @@ use crate::place::{Into, Place};
 use crate::progress::Progress;
 use crate::store::{Marker, TargetStore};
 use crate::tree::{Tree, list};
+use crate::written::boot_id;
 
 /// How a chain is merged.
 #[derive(Debug, Clone, Copy)]
@@ -88,7 +89,7 @@ pub fn merge(
     let token = Token::read(&root, lower.path())?;
     if let Some(marker) = marker.as_ref().filter(|marker| token == Some(marker.next_token)) {
         // Lower has everything; a cut came before the cleaning up.
-        store.end_merge(marker.last)?;
+        store.end_merge(marker.last, &store.written())?;
         return Ok(Some(stats));
     }
     let chain = if options.accept_prefix { store.valid_chain(progress)? } else { store.chain()? };
@@ -174,7 +175,8 @@ pub fn merge(
 
     stats.checkpoints = chain.checkpoints().len();
     stats.paths = net.entries.len();
-    store.end_merge(last)?;
+    let written = store.written_up_to(Some(chain.last())).seen_from(&boot_id()).and(place.written());
+    store.end_merge(last, &written)?;
     Ok(Some(stats))
 }
 

@@ -13,6 +13,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ephemeral_overlay::attributes::{Handle, Xattrs};
 use ephemeral_overlay::error::{At, SystemError};
@@ -29,6 +31,7 @@ use crate::entry::{Content, Kind, Meta, Node};
 use crate::error::Result;
 use crate::path::RelPath;
 use crate::tree::{Tree, is_nothing, list, open_child_dir, open_child_file};
+use crate::written::pages;
 
 /// What a temporary name begins with; a token follows, which nobody can guess and which is the same in every redo.
 const TEMPORARY: &str = ".ephemeral-overlay.tmp.";
@@ -51,19 +54,21 @@ pub enum Into {
 pub type Contents<'a> = dyn FnMut(&RelPath, &Content, &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()> + 'a;
 
 /// Makes objects in one tree.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Place<'a> {
     tree: &'a Tree,
     into: Into,
     /// What is unfinished has this name.
     temporary: OsString,
+    /// The bytes of contents that were written, in whole pages; one count for all parts.
+    written: Arc<AtomicU64>,
 }
 
 impl<'a> Place<'a> {
     /// Makes objects in `tree`; `token` makes the temporary names that are used in it.
     #[must_use]
     pub fn new(tree: &'a Tree, into: Into, token: Token) -> Self {
-        Self { tree, into, temporary: temporary_name(token) }
+        Self { tree, into, temporary: temporary_name(token), written: Arc::default() }
     }
 
     /// The same with temporary names of its own, for one of several threads that work in one directory.
@@ -71,7 +76,17 @@ impl<'a> Place<'a> {
     pub fn part(&self, number: usize) -> Self {
         let mut temporary = self.temporary.clone();
         temporary.push(format!(".{number}"));
-        Self { tree: self.tree, into: self.into, temporary }
+        Self { temporary, ..self.clone() }
+    }
+
+    /// How many bytes of contents were written so far, in whole pages.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, bytes: u64) {
+        self.written.fetch_add(pages(bytes), Ordering::Relaxed);
     }
 
     /// Makes the non-directory `node` be at `path`, replacing what is there.
@@ -198,7 +213,7 @@ impl<'a> Place<'a> {
         let shown = self.tree.show(path);
         let open = || open_child_file(parent, path.name(), OFlags::RDWR).at("openat2", &shown);
         let file = unprotected_object(old, &shown, || Ok(open()?))?;
-        Patch::new(&file, content.size, &shown)?.apply(&mut |sink| contents(path, content, sink))?;
+        self.count(Patch::new(&file, content.size, &shown)?.apply(&mut |sink| contents(path, content, sink))?);
         self.finish_file(&file, &node.meta, parent, path)
     }
 
@@ -276,11 +291,13 @@ impl<'a> Place<'a> {
                 let everybody = Mode::from_raw_mode(node.meta.mode as RawMode & 0o755);
                 let mode = if everybody.contains(Mode::RGRP | Mode::ROTH) { everybody } else { private };
                 let file = File::from(openat(parent, name, flags, mode).at("openat", &shown)?);
-                let mut end = 0;
+                let (mut end, mut written) = (0, 0);
                 contents(path, content, &mut |at, bytes| {
                     end = at + bytes.len() as u64;
+                    written += bytes.len() as u64;
                     Ok(file.write_all_at(bytes, at).at("pwrite64", &shown)?)
                 })?;
+                self.count(written);
                 if end != content.size {
                     file.set_len(content.size).at("ftruncate", &shown)?;
                 }

@@ -5,7 +5,7 @@
 //! lock                                 one writer at a time, flock(2)
 //! reserve                              room for the last checkpoint of a shutdown; holds nothing
 //! targets/NAME/0000000001.ckpt …       the chain, by sequence number
-//! targets/NAME/sequence                the last number that was used, for when the chain is gone
+//! targets/NAME/sequence                the last number that was used and what was written, for when the chain is gone
 //! targets/NAME/merging                 a merge has begun; its chain is redone until it ends
 //! targets/NAME/disk-boot               the system ran from disk while the chain was pending
 //! targets/NAME/conflicts/SEQ[.list]    the versions that lost, and which they are
@@ -13,6 +13,7 @@
 //! ```
 
 mod reserve;
+mod used;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -32,8 +33,8 @@ use crate::format::Relation;
 use crate::format::read::Checkpoint;
 use crate::path::RelPath;
 use crate::progress::Progress;
+use crate::written::Account;
 
-const SEQUENCE: &str = "sequence";
 const MERGING: &str = "merging";
 const DISK_BOOT: &str = "disk-boot";
 const EXTENSION: &str = "ckpt";
@@ -256,27 +257,6 @@ impl TargetStore {
         }
     }
 
-    /// The number of the next checkpoint. Numbers outlive merges.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn next_sequence(&self) -> Result<u64> {
-        Ok(self.sequences()?.last().copied().unwrap_or(0).max(self.used_number()?) + 1)
-    }
-
-    /// The last number that outlived its checkpoint. A damaged record is made up for by what bears a number.
-    fn used_number(&self) -> Result<u64> {
-        match durable::read_record(&self.directory, SEQUENCE) {
-            Err(Error::Damaged { .. }) => {
-                let mut all = names(&self.directory.join("aside"))?;
-                all.extend(names(&self.directory.join("conflicts"))?);
-                let numbers = all.iter().flat_map(|name| name.split(['-', '.'])).filter_map(|part| part.parse().ok());
-                Ok(numbers.max().unwrap_or(0))
-            }
-            other => Ok(other?.unwrap_or(0)),
-        }
-    }
-
     /// Removes the checkpoints before `seq`, which a full one superseded.
     ///
     /// # Errors
@@ -308,21 +288,17 @@ impl TargetStore {
         durable::write_record(&self.directory, MERGING, marker)
     }
 
-    /// Forgets a chain that lower holds durably: its number is kept, then its files go, then the marks.
+    /// Forgets a chain that lower holds durably: its number and the account of what was written are kept, then its files
+    /// go, then the marks.
     ///
     /// # Errors
     /// When one of these steps fails; the next merge does the rest.
-    pub fn end_merge(&self, last: u64) -> Result<()> {
-        self.keep_number(last)?;
+    pub fn end_merge(&self, last: u64, written: &Account) -> Result<()> {
+        self.keep_number(last, written)?;
         self.remove_before(last + 1)?;
         // One after the other: a note that outlives the mark would be about the next chain.
         durable::remove_file(&self.directory, DISK_BOOT)?;
         Ok(durable::remove_file(&self.directory, MERGING)?)
-    }
-
-    fn keep_number(&self, last: u64) -> Result<()> {
-        let is_kept = matches!(durable::read_record(&self.directory, SEQUENCE), Ok(Some(used)) if last <= used);
-        if is_kept { Ok(()) } else { durable::write_record(&self.directory, SEQUENCE, &last.max(self.used_number()?)) }
     }
 
     /// Moves the chain and the marks away, for somebody to look at; returns where to. The numbers go on.
@@ -358,7 +334,7 @@ impl TargetStore {
 
     fn move_aside(&self, all: &[u64]) -> Result<Option<PathBuf>> {
         let (Some(first), Some(newest)) = (all.first(), all.last()) else { return Ok(None) };
-        self.keep_number(*newest)?;
+        self.keep_number(*newest, &self.written())?;
         let aside = self.directory.join("aside").join(format!("{first}-{newest}"));
         durable::create_directory(&aside)?;
         // The newest first: what a cut leaves is a chain still.

@@ -73,6 +73,8 @@ fn header(sequence: u64, relation: Relation) -> Header {
         sequence,
         relation,
         boot_id: "01234567-89ab-cdef-0123-456789abcdef".to_owned(),
+        written_in_boot: 8192,
+        written_in_all: 1 << 40,
         seed: SEED,
         user_xattrs: true,
     }

@@ -21,6 +21,7 @@ mod restart;
 mod shutdown;
 mod tools;
 mod world;
+mod written;
 
 use std::process::ExitCode;
 use std::sync::{PoisonError, RwLock};
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         ("reserve", reserve::TESTS),
         ("restart", restart::TESTS),
         ("shutdown", shutdown::TESTS),
+        ("written", written::TESTS),
     ];
     let mut trials = Vec::new();
     for (module, tests) in modules {

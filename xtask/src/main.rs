@@ -17,7 +17,7 @@ mod try_it;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 
 /// Tasks of this repository. Each installs the packages that it misses.
 #[derive(Debug, Parser)]
@@ -49,8 +49,8 @@ enum Task {
     Package,
     /// Measure
     Bench {
-        /// What to measure
-        what: Bench,
+        /// What to measure and to show [default: all, and write docs/benchmarks.md]
+        what: Option<bench::What>,
         /// How often each is timed; the median counts
         #[arg(long, default_value_t = 5)]
         rounds: usize,
@@ -66,16 +66,6 @@ enum Task {
     },
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Bench {
-    /// The time that `early` takes to mount everything, against a shell script, and with checkpoints to be merged
-    Early,
-    /// What the hook adds to a boot, in a virtual machine
-    Boot,
-    /// What checkpoints and merges cost, against rsync, cp, tar and one large write
-    Engine,
-}
-
 fn main() -> ExitCode {
     let done = match Args::parse().task {
         Task::Try { vm: false } => try_it::run().map(|()| ExitCode::SUCCESS),
@@ -83,12 +73,8 @@ fn main() -> ExitCode {
         Task::Test { full, args } => test::run(full, &args),
         Task::Crash(options) => crash::run(&options),
         Task::Package => package::run().map(|()| ExitCode::SUCCESS),
-        Task::Bench { what: Bench::Early, .. } => bench::early().map(|()| ExitCode::SUCCESS),
-        Task::Bench { what: Bench::Engine, only, rounds } => {
-            bench::engine(only.as_deref(), rounds).map(|()| ExitCode::SUCCESS)
-        }
+        Task::Bench { what, only, rounds } => bench::run(what, only.as_deref(), rounds).map(|()| ExitCode::SUCCESS),
         Task::Measured { line } => bench::measured(&line),
-        Task::Bench { what: Bench::Boot, .. } => test::one_boot("what_the_hook_costs", &[("BOOTS", "cost")]),
     };
     done.unwrap_or_else(|error| {
         say::error(&format!("{error:#}"));

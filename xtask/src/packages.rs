@@ -28,8 +28,14 @@ pub(crate) const IMAGE: [Tool; 3] = [
     tool("cp", "coreutils", "coreutils"),
 ];
 /// What the measurements take beside that.
-pub(crate) const BENCH: [Tool; 3] =
-    [tool("rsync", "rsync", "rsync"), tool("tar", "tar", "tar"), tool("zstd", "zstd", "zstd")];
+pub(crate) const BENCH: [Tool; 4] = [
+    tool("rsync", "rsync", "rsync"),
+    tool("tar", "tar", "tar"),
+    tool("zstd", "zstd", "zstd"),
+    tool("fio", "fio", "fio"),
+];
+/// Another allocator, to be measured.
+pub(crate) const MIMALLOC: [Tool; 1] = [tool("libmimalloc.so.2", "libmimalloc2.0", "mimalloc")];
 /// What `try` takes beside that.
 pub(crate) const TRY: [Tool; 2] = [tool("tar", "tar", "tar"), tool("useradd", "passwd", "shadow")];
 /// What the tests take.
@@ -83,7 +89,13 @@ pub(crate) fn has_apt() -> bool {
 }
 
 fn exists(program: &str) -> bool {
-    env::split_paths(&path()).any(|directory| directory.join(program).is_file())
+    find(program).is_some()
+}
+
+/// Where a program is, or a library.
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
+    let libraries = ["/usr/lib".to_owned(), format!("/usr/lib/{}-linux-gnu", env::consts::ARCH)].map(PathBuf::from);
+    env::split_paths(&path()).chain(libraries).map(|directory| directory.join(name)).find(|path| path.is_file())
 }
 
 /// Sees to it that a disk can be recorded.

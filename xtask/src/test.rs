@@ -1,6 +1,6 @@
 //! `cargo xtask test`: all tests, with everything that they need.
 
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -31,8 +31,27 @@ pub(crate) fn one_boot(name: &str, variables: &[(&str, &str)]) -> Result<ExitCod
     cargo_test(&args, &[variables, &[("REQUIRE_TIERS", "qemu")]].concat())
 }
 
-fn can_boot() -> bool {
+/// Whether the virtual machines can run here.
+pub(crate) fn can_boot() -> bool {
     packages::has_apt() && cfg!(target_arch = "x86_64")
+}
+
+/// Runs one test of the boots; returns what it says.
+pub(crate) fn output_of(name: &str, variables: &[(&str, &str)]) -> Result<String> {
+    packages::ensure(&[&packages::TEST[..], &packages::BOOT].concat())?;
+    let output = build::cargo()
+        .args(["test", "--locked", "--test", "qemu", "--", "--nocapture", name])
+        .envs(variables.iter().copied())
+        .envs([("REQUIRE_TIERS", "qemu")])
+        .env("PATH", packages::path())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("running cargo test")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        bail!("{name}: {}\n{text}", output.status);
+    }
+    Ok(text)
 }
 
 fn cargo_test(args: &[String], variables: &[(&str, &str)]) -> Result<ExitCode> {

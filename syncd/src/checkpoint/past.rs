@@ -9,6 +9,7 @@ use crate::chain::{Chain, Net};
 use crate::error::{Error, Result};
 use crate::store::TargetStore;
 use crate::tree::Tree;
+use crate::written::Account;
 
 /// What is recorded so far.
 pub(super) struct Past {
@@ -20,6 +21,8 @@ pub(super) struct Past {
     pub(super) foreign: bool,
     /// The next checkpoint has to be full whatever else holds.
     pub(super) must_be_full: bool,
+    /// What was written to the disk for the target.
+    pub(super) written: Account,
 }
 
 impl Past {
@@ -28,7 +31,7 @@ impl Past {
         let marker = store.marker()?;
         if let Some(marker) = marker.as_ref().filter(|marker| token == Some(marker.next_token) && !dry_run) {
             // That merge was complete but for the cleaning up.
-            store.end_merge(marker.last)?;
+            store.end_merge(marker.last, &store.written())?;
         }
         let loaded = store.chain().and_then(|mut chain| {
             let net = chain.as_mut().map(Chain::compose).transpose()?.unwrap_or_default();
@@ -42,6 +45,7 @@ impl Past {
             }
             other => other?,
         };
+        let written = store.written_up_to(chain.as_ref().map(Chain::last));
         let foreign = chain.as_ref().is_some_and(|chain| chain.token() != token);
         if foreign {
             (chain, net) = (None, Net::default());
@@ -52,7 +56,7 @@ impl Past {
         };
         let first = chain.as_ref().map(|chain| chain.range().0);
         let must_be_full = marker.is_some_and(|marker| first.is_none_or(|first| first <= marker.last));
-        Ok(Self { chain, net, seed, token, foreign, must_be_full })
+        Ok(Self { chain, net, seed, token, foreign, must_be_full, written })
     }
 }
 

@@ -1,7 +1,6 @@
 //! Puts what changed into one file.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
 
 use ephemeral_overlay::attributes::Handle;
 use ephemeral_overlay::error::{At, SystemError};
@@ -21,6 +20,7 @@ use crate::format::{Header, Relation};
 use crate::path::RelPath;
 use crate::scan::Object;
 use crate::store::TargetStore;
+use crate::written::boot_id;
 
 impl Job<'_> {
     pub(super) fn write(
@@ -32,14 +32,16 @@ impl Job<'_> {
         looked: &HashMap<&RelPath, Looked>,
         stats: &mut CheckpointStats,
     ) -> Result<Written> {
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let written = self.past.written.seen_from(&boot_id());
         let full = matches!(relation, Relation::Full { .. });
         let header = Header {
             target: store.target().to_path_buf(),
             token: self.past.token,
             sequence,
             relation,
-            boot_id: boot_id.trim().to_owned(),
+            boot_id: written.boot_id,
+            written_in_boot: written.in_boot,
+            written_in_all: written.in_all,
             seed: self.past.seed,
             user_xattrs: self.has_user_xattrs()?,
         };

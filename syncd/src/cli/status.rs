@@ -8,9 +8,11 @@ use ephemeral_overlay::error::At;
 use rustix::fs::statvfs;
 use serde::Serialize;
 use syncd::Error;
+use syncd::chain::Chain;
 use syncd::checkpoint::own_log;
 use syncd::store::Store;
 use syncd::system::System;
+use syncd::written::boot_id;
 
 use super::report::{JSON_VERSION, TargetReport, count};
 use super::{Outcome, checkpoint, say};
@@ -53,6 +55,10 @@ struct Target {
     pending: usize,
     /// Their length in bytes.
     pending_bytes: u64,
+    /// Bytes that checkpoints and merges wrote to the disk in this boot.
+    written_in_boot_bytes: u64,
+    /// The same, ever.
+    written_in_all_bytes: u64,
     /// A merge has begun and not ended.
     merging: bool,
     /// What the last command on it came to.
@@ -142,13 +148,18 @@ fn target(system: &System, store: &Store, path: &Path, mounted: bool) -> Target 
                 None
             }
         });
-    let (pending, pending_bytes) = match part.chain() {
-        Ok(chain) => chain.map_or((0, 0), |chain| (chain.checkpoints().len(), chain.bytes())),
+    let (pending, pending_bytes, written) = match part.chain() {
+        Ok(chain) => {
+            let written = part.written_up_to(chain.as_ref().map(Chain::last));
+            let (pending, bytes) = chain.map_or((0, 0), |chain| (chain.checkpoints().len(), chain.bytes()));
+            (pending, bytes, written)
+        }
         Err(error) => {
             problems.push(error.to_string());
-            (part.sequences().map_or(0, |all| all.len()), 0)
+            (part.sequences().map_or(0, |all| all.len()), 0, part.written())
         }
     };
+    let written = written.seen_from(&boot_id());
     problems.dedup();
     Target {
         path: path.to_path_buf(),
@@ -157,6 +168,8 @@ fn target(system: &System, store: &Store, path: &Path, mounted: bool) -> Target 
         unsaved: if mounted { unsaved } else { Some(0) },
         pending,
         pending_bytes,
+        written_in_boot_bytes: written.in_boot,
+        written_in_all_bytes: written.in_all,
         merging: part.marker().is_ok_and(|marker| marker.is_some()),
         last: TargetReport::last(&system.layout, path).filter(|_| system.live),
         conflicts: part.all_conflicts().unwrap_or_default(),
@@ -180,11 +193,15 @@ fn table(status: &Status) -> String {
     });
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(["TARGET", "STATE", "UNSAVED", "PENDING", "LAST"]);
+    table.set_header(["TARGET", "STATE", "UNSAVED", "PENDING", "WRITTEN", "LAST"]);
     for target in &status.targets {
         let pending = match target.pending {
             0 => "-".to_owned(),
             count => format!("{count} ({})", ByteSize(target.pending_bytes)),
+        };
+        let written = match (target.written_in_boot_bytes, target.written_in_all_bytes) {
+            (_, 0) => "-".to_owned(),
+            (boot, all) => format!("{} ({} in all)", ByteSize(boot), ByteSize(all)),
         };
         let unsaved = target.unsaved.map_or("?".to_owned(), |number| match number {
             0 => "-".to_owned(),
@@ -197,7 +214,7 @@ fn table(status: &Status) -> String {
             _ => "on disk",
         };
         let last = target.last.as_ref().map_or("-".to_owned(), |last| last.message.clone());
-        table.add_row([target.path.display().to_string(), state.to_owned(), unsaved, pending, last]);
+        table.add_row([target.path.display().to_string(), state.to_owned(), unsaved, pending, written, last]);
     }
     lines.extend(table.lines().map(|line| line.trim_end().to_owned()));
     for target in &status.targets {

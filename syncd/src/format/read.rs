@@ -16,6 +16,7 @@ use crate::digest::{self, BLOCK, Digest};
 use crate::entry::{Change, Content, Kind, Node, Stretch};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+use crate::written::{Account, pages};
 
 /// The longest header that is read; a real one has some hundred bytes.
 const HEADER_MAX: usize = 64 * 1024;
@@ -142,6 +143,14 @@ impl Checkpoint {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.length
+    }
+
+    /// What was written to the disk for its target up to it, and with it.
+    #[must_use]
+    pub fn written(&self) -> Account {
+        let Header { boot_id, written_in_boot, written_in_all, .. } = &self.header;
+        let before = Account { boot_id: boot_id.clone(), in_boot: *written_in_boot, in_all: *written_in_all };
+        before.and(pages(self.length))
     }
 
     /// The length of its data.

@@ -26,6 +26,8 @@ pub(super) struct Patch<'a> {
     old: Stamp,
     /// Up to here it is as it should be.
     done: u64,
+    /// How many bytes were written.
+    written: u64,
     window: Vec<u8>,
 }
 
@@ -34,10 +36,11 @@ type Source<'a> = dyn FnMut(&mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<
 
 impl<'a> Patch<'a> {
     pub(super) fn new(file: &'a File, size: u64, path: &'a Path) -> Result<Self> {
-        Ok(Self { file, path, size, old: content::stamp(file, path)?, done: 0, window: vec![0; WINDOW] })
+        Ok(Self { file, path, size, old: content::stamp(file, path)?, done: 0, written: 0, window: vec![0; WINDOW] })
     }
 
-    pub(super) fn apply(mut self, source: &mut Source<'_>) -> Result<()> {
+    /// Does it; returns how many bytes were written.
+    pub(super) fn apply(mut self, source: &mut Source<'_>) -> Result<u64> {
         source(&mut |at, bytes| {
             self.hole(at)?;
             self.data(bytes)
@@ -46,7 +49,7 @@ impl<'a> Patch<'a> {
         if self.old.size != self.size {
             self.file.set_len(self.size).at("ftruncate", self.path)?;
         }
-        Ok(())
+        Ok(self.written)
     }
 
     /// Writes what differs of the bytes that come next.
@@ -92,7 +95,8 @@ impl<'a> Patch<'a> {
         Ok(read)
     }
 
-    fn write(&self, bytes: &[u8], within: usize) -> Result<(), SystemError> {
+    fn write(&mut self, bytes: &[u8], within: usize) -> Result<(), SystemError> {
+        self.written += bytes.len() as u64;
         self.file.write_all_at(bytes, self.done + within as u64).at("pwrite64", self.path)
     }
 
@@ -119,6 +123,7 @@ impl<'a> Patch<'a> {
             let length = usize::try_from(end - at).unwrap_or(WINDOW).min(WINDOW);
             self.file.write_all_at(&self.window[..length], at).at("pwrite64", self.path)?;
             at += length as u64;
+            self.written += length as u64;
         }
         Ok(())
     }

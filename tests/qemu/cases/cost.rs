@@ -35,9 +35,9 @@ pub(crate) fn run(on: Setup) {
     }
     let medians: Vec<_> = times.into_iter().map(|(hooks, boot)| (median(hooks), median(boot))).collect();
     println!("Linux {}, {}, median of {ROUNDS} boots", on.kernel.version(), on.fs.name());
-    println!("{:22} {:>9} {:>9} {:>6}", "", "hooks", "to init", "ratio");
+    println!("| {:22} | {:>9} | {:>9} | {:>6} |\n|---|---|---|---|", "", "hooks", "to init", "ratio");
     for ((name, ..), (hooks, boot)) in rows.iter().zip(&medians) {
-        println!("{name:22} {hooks:7.2} s {boot:7.2} s {:6.2}", boot / medians[0].1);
+        println!("| {name:22} | {hooks:7.2} s | {boot:7.2} s | {:6.2} |", boot / medians[0].1);
     }
 }
 

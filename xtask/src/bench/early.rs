@@ -10,7 +10,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use comfy_table::Table;
 
+use super::report::{Section, table};
 use super::{median, milliseconds};
 use crate::disk::{self, Disk};
 use crate::say::say;
@@ -29,7 +31,7 @@ const CONFIG: &str = "[tmpfs]\n\"/srv/scratch\" = \"64M\"\n";
 const SCRIPT: &str = include_str!("early.sh");
 
 /// Runs it.
-pub(super) fn run() -> Result<()> {
+pub(super) fn measure() -> Result<Section> {
     namespace::require_root()?;
     packages::ensure(&packages::IMAGE)?;
     say("building early, static and stripped");
@@ -40,13 +42,28 @@ pub(super) fn run() -> Result<()> {
     let syncd = build::binary("syncd", &small, &flags)?;
     namespace::enter()?;
     let place = tempfile::Builder::new().prefix("eo-").tempdir().context("creating a temporary directory")?;
-    let result = compare(place.path(), &early).and_then(|nothing_pending| {
+    let mut rows = table(&["", "time", "times early's"]);
+    let result = compare(place.path(), &early, &mut rows).and_then(|nothing_pending| {
         disk::detach_all(place.path())?;
-        merge(place.path(), &early, &syncd, nothing_pending)
+        merge(place.path(), &early, &syncd, nothing_pending, &mut rows)
     });
     disk::detach_all(place.path())?;
     place.close().context("removing the temporary directory")?;
-    result
+    result?;
+    let mut section = Section::new("Mounting everything, before the pivot");
+    section.add(&format!(
+        "`early` with two overlays, four tmpfs, our own tmpfs and three binds, and a shell script that mounts the same; \
+         median of {ROUNDS} interleaved rounds. With {CHAIN} changed files to be merged first: median of {CHAIN_ROUNDS}. \
+         `early` is {} bytes, static and stripped.",
+        fs::metadata(&early)?.len()
+    ));
+    section.add(&rows);
+    Ok(section)
+}
+
+fn add(rows: &mut Table, name: &str, time: Duration, early: Duration) {
+    let ratio = time.as_secs_f64() / early.as_secs_f64();
+    rows.add_row([name.to_owned(), format!("{:.2} ms", milliseconds(time)), format!("{ratio:.1}")]);
 }
 
 /// A disk of `bytes` with an empty system on it, mounted.
@@ -64,7 +81,7 @@ fn disk_with_system(bytes: u64, root: &Path) -> Result<Disk> {
 }
 
 /// Returns what `early` took.
-fn compare(place: &Path, early: &Path) -> Result<Duration> {
+fn compare(place: &Path, early: &Path, rows: &mut Table) -> Result<Duration> {
     let (root, run_dir, script) = (place.join("root"), place.join("run"), place.join("script"));
     fs::write(&script, SCRIPT)?;
     let _disk = disk_with_system(64 << 20, &root)?;
@@ -92,16 +109,13 @@ fn compare(place: &Path, early: &Path) -> Result<Duration> {
         }
     }
     let (early_time, script_time) = (median(of_early), median(of_script));
-    say(&format!("two overlays, four tmpfs, our own tmpfs and three binds; median of {ROUNDS} interleaved rounds"));
-    say(&format!("early   {:8.2} ms", milliseconds(early_time)));
-    say(&format!("script  {:8.2} ms", milliseconds(script_time)));
-    say(&format!("ratio   {:8.1}", script_time.as_secs_f64() / early_time.as_secs_f64()));
-    say(&format!("early is {} bytes, static and stripped", fs::metadata(early)?.len()));
+    add(rows, "early", early_time, early_time);
+    add(rows, "script", script_time, early_time);
     Ok(early_time)
 }
 
 /// Times `early` on copies of a disk on which a chain waits.
-fn merge(place: &Path, early: &Path, syncd: &Path, nothing_pending: Duration) -> Result<()> {
+fn merge(place: &Path, early: &Path, syncd: &Path, nothing_pending: Duration, rows: &mut Table) -> Result<()> {
     let (root, run_dir) = (place.join("root"), place.join("run"));
     let command = |program: &Path| {
         let mut command = Command::new(program);
@@ -136,10 +150,7 @@ fn merge(place: &Path, early: &Path, syncd: &Path, nothing_pending: Duration) ->
         }
         disk::detach_all(place)?;
     }
-    let time = median(times);
-    say(&format!("with a chain of {CHAIN} changed files to be merged first; median of {CHAIN_ROUNDS}"));
-    say(&format!("early   {:8.2} ms", milliseconds(time)));
-    say(&format!("ratio   {:8.1}", time.as_secs_f64() / nothing_pending.as_secs_f64()));
+    add(rows, "early, with a merge", median(times), nothing_pending);
     Ok(())
 }
 

@@ -4,7 +4,8 @@
 //! A round makes a new file system and runs everything once, the peers from the same RAM; what counts is the median of
 //! the rounds.
 
-mod workload;
+mod rejected;
+pub(super) mod workload;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,10 +15,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytesize::ByteSize;
-use comfy_table::{Table, presets};
+use comfy_table::Table;
 use workload::Workload;
 
 use super::measured::{Measured, measure};
+use super::report::{self, Section};
 use super::{median, milliseconds};
 use crate::disk::{self, Disk};
 use crate::say::say;
@@ -44,7 +46,7 @@ struct Sample {
 }
 
 /// Runs it.
-pub(super) fn run(only: Option<&str>, rounds: usize) -> Result<()> {
+pub(super) fn measure_all(only: Option<&str>, rounds: usize) -> Result<Vec<Section>> {
     namespace::require_root()?;
     packages::ensure(&[&packages::IMAGE[..], &packages::BENCH].concat())?;
     say("building early and syncd");
@@ -53,10 +55,19 @@ pub(super) fn run(only: Option<&str>, rounds: usize) -> Result<()> {
     namespace::enter()?;
     let place = tempfile::Builder::new().prefix("eo-").tempdir().context("creating a temporary directory")?;
     let disk = Disk::written_once(DISK)?;
+    let mut section = Section::new("Checkpoints and merges");
+    section.add(&format!(
+        "On an ext4 image, median of {rounds} rounds. Everything is durable when it counts as done: the peers end with \
+         syncfs(2). *First* saves all that is in RAM, *unchanged* finds that nothing is to be saved, *small change* saves a \
+         little of it, *rotation* a log under a new name; *merge* brings it to its directory. *One write* is the \
+         same number of bytes in one file, with fsync. *Written* is what reached the device, the file system's own writes \
+         included."
+    ));
     let chosen = workload::ALL.iter().filter(|workload| only.is_none_or(|only| only == workload.name));
     let result = chosen.into_iter().try_for_each(|workload| {
         let mut rows = Vec::new();
         for number in 0..rounds {
+            say(&format!("{}, round {} of {rounds}", workload.name, number + 1));
             let round = Round::begin(place.path(), &disk, &early, &syncd, workload)?;
             let samples = round.run(workload)?;
             drop(round);
@@ -67,9 +78,13 @@ pub(super) fn run(only: Option<&str>, rounds: usize) -> Result<()> {
                 rows[index].1.push(sample);
             }
         }
-        say(&format!("\n{}: {}; median of {rounds}", workload.name, workload.what));
-        say(&table(&rows));
+        section.heading(&format!("{}: {}", workload.name, workload.what));
+        section.add(&table(&rows));
         Ok(())
+    });
+    let result = result.and_then(|()| {
+        let rejected = only.is_none().then(|| rejected::measure(place.path(), &disk, &early, &syncd, rounds));
+        Ok([section].into_iter().chain(rejected.transpose()?).collect())
     });
     disk::detach_all(place.path())?;
     place.close().context("removing the temporary directory")?;
@@ -134,7 +149,7 @@ impl<'a> Round<'a> {
         row("first", "rsync --checksum", &rsync("--checksum", "checksum"))?;
         row("first", "cp", &format!("cp -a {upper}/. {}/ && {}", peer("cp"), sync("cp")))?;
         let tar = peer("tar");
-        row("first", "tar | zstd", &format!("tar -C {upper} -cf - . | zstd -q -T0 -o {tar} && sync -f {tar}"))?;
+        row("first", "tar, zstd", &format!("tar -C {upper} -cf - . | zstd -q -T0 -o {tar} && sync -f {tar}"))?;
         row("first", "one write", &floor)?;
         fs::remove_dir_all(peers.join("cp"))?;
         for name in ["tar", "floor"] {
@@ -206,16 +221,14 @@ fn device_of(mount_point: &Path) -> Result<PathBuf> {
     Ok(format!("/sys/dev/block/{}:{}/stat", rustix::fs::major(device), rustix::fs::minor(device)).into())
 }
 
-fn table(rows: &[(Row, Vec<Sample>)]) -> String {
+fn table(rows: &[(Row, Vec<Sample>)]) -> Table {
     let time = |samples: &[Sample]| median(samples.iter().map(|sample| sample.measured.time).collect());
     let ours: BTreeMap<&str, Duration> = rows
         .iter()
         .filter(|((_, who), _)| *who == "syncd")
         .map(|((step, _), samples)| (*step, time(samples)))
         .collect();
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN);
-    table.set_header(["step", "", "time", "times syncd's", "written", "peak memory"]);
+    let mut table = report::table(&["step", "by", "time", "times syncd's", "written", "peak memory"]);
     for ((step, who), samples) in rows {
         let time = time(samples);
         table.add_row([
@@ -227,5 +240,5 @@ fn table(rows: &[(Row, Vec<Sample>)]) -> String {
             ByteSize(median(samples.iter().map(|sample| sample.measured.peak).collect())).to_string(),
         ]);
     }
-    table.to_string()
+    table
 }

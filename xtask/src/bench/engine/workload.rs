@@ -135,7 +135,7 @@ const WORDS: [&str; 16] = [
 ];
 
 /// Settings: words that come again and small numbers. zstd makes a quarter of it, as of `/etc`.
-fn settings(random: &mut Rng, length: usize) -> String {
+pub(crate) fn settings(random: &mut Rng, length: usize) -> String {
     lines(random, length, |random, text| {
         let mut word = || WORDS[random.usize(..WORDS.len())];
         let (first, second) = (word(), word());
@@ -144,7 +144,7 @@ fn settings(random: &mut Rng, length: usize) -> String {
 }
 
 /// Messages, each with a number that never comes again.
-fn log(random: &mut Rng, length: usize) -> String {
+pub(crate) fn log(random: &mut Rng, length: usize) -> String {
     lines(random, length, |random, text| {
         let mut word = || WORDS[random.usize(..WORDS.len())];
         let (first, second, third) = (word(), word(), word());
