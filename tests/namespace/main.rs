@@ -20,6 +20,7 @@ mod reserve;
 mod restart;
 mod shutdown;
 mod tools;
+mod sweep;
 mod world;
 
 use std::process::ExitCode;
