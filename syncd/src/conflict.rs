@@ -9,6 +9,7 @@ use std::path::Path;
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::token::Token;
 use rayon::prelude::*;
+use rustix::io::Errno;
 
 use crate::base;
 use crate::chain::{Chain, FrameCache, Net, Recorded};
@@ -58,11 +59,20 @@ pub fn find(net: &Net, lower: &Tree, seed: u64) -> Result<Vec<RelPath>> {
             continue;
         }
         found.push((*path).clone());
-        if !matches!(net.bases[*path], Base::Dir { .. }) || lower.open_dir(path).is_err() {
+        if !matches!(net.bases[*path], Base::Dir { .. }) || !has_dir(lower, path)? {
             covered = Some(path);
         }
     }
     Ok(found)
+}
+
+/// Whether lower has a directory at `path`. That it cannot be read is no answer.
+fn has_dir(lower: &Tree, path: &RelPath) -> Result<bool> {
+    match lower.open_dir(path) {
+        Ok(_) => Ok(true),
+        Err(error) if is_nothing(error.errno()) || error.errno() == Some(Errno::XDEV) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Whether lower has at `path` what a merge would make.
@@ -96,7 +106,7 @@ pub fn save(
     let last = chain.range().1;
     let place = store.conflicts(last);
     let temporary = store.directory().join(durable::temporary_name("conflicts"));
-    if temporary.exists() {
+    if durable::exists(&temporary)? {
         fs::remove_dir_all(&temporary).at("unlink", &temporary)?;
     }
     durable::create_directory(&temporary)?;
@@ -127,7 +137,7 @@ pub fn save(
 
 fn copy_from_disk(lower: &Tree, path: &RelPath, net: &Net, copies: &Tree) -> Result<()> {
     let shows_through = |path: &RelPath| net.bases.get(path).is_some_and(|base| matches!(base, Base::Dir { .. }));
-    if shows_through(path) && lower.open_dir(path).is_ok() {
+    if shows_through(path) && has_dir(lower, path)? {
         // Only its owner or mode differs, and the list says so.
         return Ok(());
     }
@@ -203,8 +213,7 @@ pub fn leave_alone(net: &mut Net, paths: &[RelPath], lower: &Tree) -> Result<BTr
     let mut only_metadata = BTreeSet::new();
     for path in paths {
         let shows_through = net.bases.get(path).is_some_and(|base| matches!(base, Base::Dir { .. }));
-        let is_dir = shows_through && lower.open_dir(path).is_ok();
-        if is_dir {
+        if shows_through && has_dir(lower, path)? {
             only_metadata.insert(path.clone());
         } else {
             net.entries.retain(|at, _| at != path && !at.is_below(path));

@@ -118,7 +118,7 @@ pub fn merge(
         if first <= marker.last {
             next.left_alone = marker.left_alone;
         }
-        if store.booted_from_disk() {
+        if store.booted_from_disk()? {
             // What was half merged was used. What differs from both sides is somebody's work, and nowhere else.
             stats.conflicts = conflict::find(&net, lower, seed)?;
             stats.conflicts.retain(|path| !next.left_alone.contains(path));

@@ -88,7 +88,7 @@ impl Store {
     /// # Errors
     /// When it exists and cannot be opened.
     pub fn open_to_read(path: &Path) -> Result<Option<Self>> {
-        if !path.join("targets").is_dir() {
+        if !durable::exists(&path.join("targets"))? {
             return Ok(None);
         }
         let lock = match open_lock(path, false) {
@@ -114,7 +114,7 @@ impl Store {
     /// # Errors
     /// When the count of boots that did not cannot be removed.
     pub fn reset_tries(&self) -> Result<()> {
-        if self.path.join(TRIES).exists() { Ok(durable::remove_file(&self.path, TRIES)?) } else { Ok(()) }
+        if durable::exists(&self.path.join(TRIES))? { Ok(durable::remove_file(&self.path, TRIES)?) } else { Ok(()) }
     }
 
     /// The part of `target`.
@@ -324,7 +324,10 @@ impl TargetStore {
     /// When a file cannot be moved.
     pub fn set_aside(&self) -> Result<PathBuf> {
         let aside = self.set_aside_after(0)?.unwrap_or_else(|| self.directory.join("aside"));
-        for mark in [MERGING, DISK_BOOT].into_iter().filter(|mark| self.directory.join(mark).exists()) {
+        for mark in [MERGING, DISK_BOOT] {
+            if !durable::exists(&self.directory.join(mark))? {
+                continue;
+            }
             durable::create_directory(&aside)?;
             durable::rename(&self.directory.join(mark), &aside.join(mark))?;
         }
@@ -366,16 +369,18 @@ impl TargetStore {
     /// # Errors
     /// When the note cannot be made durable.
     pub fn note_disk_boot(&self) -> Result<()> {
-        if self.directory.join(DISK_BOOT).exists() {
+        if self.booted_from_disk()? {
             return Ok(());
         }
         durable::write_record(&self.directory, DISK_BOOT, &())
     }
 
     /// Whether [`TargetStore::note_disk_boot`] was called since the last merge.
-    #[must_use]
-    pub fn booted_from_disk(&self) -> bool {
-        self.directory.join(DISK_BOOT).exists()
+    ///
+    /// # Errors
+    /// When the directory cannot be looked at.
+    pub fn booted_from_disk(&self) -> Result<bool> {
+        Ok(durable::exists(&self.directory.join(DISK_BOOT))?)
     }
 
     /// Where the versions go that lose against checkpoint `last`.
