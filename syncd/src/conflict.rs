@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::token::Token;
@@ -91,11 +91,13 @@ fn is_as_wanted(lower: &Tree, path: &RelPath, state: &State, seed: u64) -> Resul
     }
 }
 
-/// Puts the versions that lose into the store, durably, with a list for people.
+/// Puts the versions that lose into the directory `place` of the store, durably, with a list for people beside it. What
+/// was there before is replaced.
 ///
 /// # Errors
 /// Any failing call; a redo begins anew.
 pub fn save(
+    place: &Path,
     store: &TargetStore,
     conflicts: &[RelPath],
     winner: Winner,
@@ -103,8 +105,6 @@ pub fn save(
     chain: &Chain,
     lower: &Tree,
 ) -> Result<()> {
-    let last = chain.range().1;
-    let place = store.conflicts(last);
     let temporary = store.directory().join(durable::temporary_name("conflicts"));
     if durable::exists(&temporary)? {
         fs::remove_dir_all(&temporary).at("unlink", &temporary)?;
@@ -126,13 +126,19 @@ pub fn save(
         // Writing to a string cannot fail.
         let _done = writeln!(list, "{} changed on disk and in RAM: {kept}", path.below(store.target()).display());
     }
-    durable::publish_directory(&temporary, &place)?;
-    let name = format!("{last}.list");
-    let parent = place.parent().unwrap_or(Path::new("/"));
-    durable::write_file(parent, &name, |file| {
+    durable::publish_directory(&temporary, place)?;
+    let path = list_of(place);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    durable::write_file(path.parent().unwrap_or(Path::new("/")), &name, |file| {
         use std::io::Write;
-        Ok(file.write_all(list.as_bytes()).at("write", parent.join(&name))?)
+        Ok(file.write_all(list.as_bytes()).at("write", &path)?)
     })
+}
+
+/// The list for people that stands beside the directory `place`; it is written last.
+#[must_use]
+pub fn list_of(place: &Path) -> PathBuf {
+    place.with_file_name(format!("{}.list", place.file_name().unwrap_or_default().display()))
 }
 
 fn copy_from_disk(lower: &Tree, path: &RelPath, net: &Net, copies: &Tree) -> Result<()> {

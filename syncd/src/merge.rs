@@ -122,12 +122,15 @@ pub fn merge(
             // What was half merged was used. What differs from both sides is somebody's work, and nowhere else.
             stats.conflicts = conflict::find(&net, lower, seed)?;
             stats.conflicts.retain(|path| !next.left_alone.contains(path));
-            conflict::save(store, &stats.conflicts, Winner::Ram, &net, &chain, lower)?;
+            if !stats.conflicts.is_empty() {
+                let place = store.more_conflicts(last)?;
+                conflict::save(&place, store, &stats.conflicts, Winner::Ram, &net, &chain, lower)?;
+            }
         }
     } else {
         stats.conflicts = conflict::find(&net, lower, seed)?;
         if !stats.conflicts.is_empty() {
-            conflict::save(store, &stats.conflicts, options.winner, &net, &chain, lower)?;
+            conflict::save(&store.conflicts(last), store, &stats.conflicts, options.winner, &net, &chain, lower)?;
             if options.winner == Winner::Disk {
                 next.left_alone.clone_from(&stats.conflicts);
             }

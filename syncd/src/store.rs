@@ -26,6 +26,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::chain::{Chain, follows};
+use crate::conflict;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::format::Relation;
@@ -406,3 +407,19 @@ impl TargetStore {
         Ok(all)
     }
 }
+    /// Where the versions go that lose when a merge is done again: nothing that is there already may be replaced.
+    ///
+    /// # Errors
+    /// When what is there cannot be looked at.
+    pub fn more_conflicts(&self, last: u64) -> Result<PathBuf> {
+        let first = self.conflicts(last);
+        let others = (1u64..).map(|number| self.directory.join("conflicts").join(format!("{last}.{number}")));
+        for place in std::iter::once(first.clone()).chain(others) {
+            let list = conflict::list_of(&place);
+            if !durable::exists(&list)? {
+                return Ok(place);
+            }
+        }
+        Ok(first)
+    }
+
