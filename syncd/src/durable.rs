@@ -111,6 +111,20 @@ pub fn remove_files(directory: &Path, names: &[impl AsRef<Path>]) -> Result<(), 
     if names.is_empty() { Ok(()) } else { sync_directory(directory) }
 }
 
+/// Gives several files of a directory a second name in another one, durably; a name that is there is this one already.
+///
+/// # Errors
+/// Whatever link(2) or fsync(2) says.
+pub fn link_files(from: &Path, to: &Path, names: &[impl AsRef<Path>]) -> Result<(), SystemError> {
+    for name in names {
+        match fs::hard_link(from.join(name), to.join(name)) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            other => other.at("link", to.join(name))?,
+        }
+    }
+    sync_directory(to)
+}
+
 /// Renames within one file system, durably.
 ///
 /// # Errors

@@ -169,7 +169,7 @@ pub fn merge(
     }
     if !left.is_empty() {
         // Before lower says that it has everything: the chain is the only place that does.
-        stats.set_aside = store.set_aside_before(last + 1)?;
+        stats.set_aside = store.keep_aside(last)?;
         stats.left = left.into_iter().collect();
     }
     next.next_token.write(&root, lower.path())?;

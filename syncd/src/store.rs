@@ -353,15 +353,34 @@ impl TargetStore {
         self.move_aside(&before)
     }
 
+    /// Keeps the checkpoints up to `last` for somebody to look at, under second names; returns where. The chain stays
+    /// whole until [`TargetStore::end_merge`] removes it: a part of one would be an older state.
+    ///
+    /// # Errors
+    /// When a file cannot be linked.
+    pub fn keep_aside(&self, last: u64) -> Result<Option<PathBuf>> {
+        let all: Vec<_> = self.sequences()?.into_iter().filter(|&seq| seq <= last).collect();
+        let Some(aside) = self.aside(&all)? else { return Ok(None) };
+        let names: Vec<_> = all.into_iter().map(Self::file_name).collect();
+        durable::link_files(&self.directory, &aside, &names)?;
+        Ok(Some(aside))
+    }
+
     fn move_aside(&self, all: &[u64]) -> Result<Option<PathBuf>> {
-        let (Some(first), Some(newest)) = (all.first(), all.last()) else { return Ok(None) };
-        self.keep_number(*newest)?;
-        let aside = self.directory.join("aside").join(format!("{first}-{newest}"));
-        durable::create_directory(&aside)?;
+        let Some(aside) = self.aside(all)? else { return Ok(None) };
         // The newest first: what a cut leaves is a chain still.
         for name in all.iter().rev().map(|&seq| Self::file_name(seq)) {
             durable::rename(&self.directory.join(&name), &aside.join(&name))?;
         }
+        Ok(Some(aside))
+    }
+
+    /// Makes the directory in which these checkpoints are kept, if there are any. Their numbers go on.
+    fn aside(&self, all: &[u64]) -> Result<Option<PathBuf>> {
+        let (Some(first), Some(newest)) = (all.first(), all.last()) else { return Ok(None) };
+        self.keep_number(*newest)?;
+        let aside = self.directory.join("aside").join(format!("{first}-{newest}"));
+        durable::create_directory(&aside)?;
         Ok(Some(aside))
     }
 
