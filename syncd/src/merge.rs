@@ -87,7 +87,8 @@ pub fn merge(
     let root = Handle::of(lower.root());
     let token = Token::read(&root, lower.path())?;
     if let Some(marker) = marker.as_ref().filter(|marker| token == Some(marker.next_token)) {
-        // Lower has everything; a cut came before the cleaning up.
+        // Lower has everything; a cut came before the cleaning up. Whether the token is on the disk nobody said.
+        syncfs(lower.root()).at("syncfs", lower.path())?;
         store.end_merge(marker.last)?;
         return Ok(Some(stats));
     }
