@@ -17,6 +17,7 @@ use past::Past;
 
 use crate::chain::Net;
 use crate::diff::{self, Draft};
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::format::Relation;
 use crate::format::read::Checkpoint;
@@ -139,7 +140,7 @@ impl Job<'_> {
         let looked = self.look(scan)?;
         let mut drafts = diff::diff(&self.past.net, scan, &looked, &self.held);
         if self.is_nothing(&drafts)? {
-            return Ok(());
+            return if self.options.dry_run { Ok(()) } else { self.settle(store) };
         }
         let kind = |draft: &Draft| match draft {
             Draft::Present(..) => ChangeKind::Written,
@@ -162,10 +163,19 @@ impl Job<'_> {
         // Only now: until the new one is durable the old ones are all that a cut leaves.
         if self.past.foreign {
             stats.set_aside = store.set_aside_before(sequence)?;
-        } else if stats.full {
-            store.remove_before(sequence)?;
+        } else {
+            let first = self.past.chain.as_ref().filter(|_| !stats.full).map(|chain| chain.range().0);
+            store.remove_before(first.unwrap_or(sequence))?;
         }
         Ok(())
+    }
+
+    /// Sees to it that what the chain says is durable, and that nothing else is left: whoever wrote it may not have come to
+    /// that.
+    fn settle(&self, store: &TargetStore) -> Result<()> {
+        let Some(chain) = &self.past.chain else { return Ok(()) };
+        durable::sync_directory(store.directory())?;
+        store.remove_before(chain.range().0)
     }
 
     fn relation(&self, scan: &[Found]) -> Relation {

@@ -196,6 +196,8 @@ pub(crate) fn log_to_stderr(args: &Args) {
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
+        // A message that cannot be written, to a log on a full disk perhaps, must not end what it is about.
+        .log_internal_errors(false)
         .with_target(false)
         .without_time()
         .with_ansi(false)

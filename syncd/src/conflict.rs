@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::token::Token;
 use rayon::prelude::*;
+use rustix::io::Errno;
 
 use crate::base;
 use crate::chain::{Chain, FrameCache, Net, Recorded};
@@ -58,11 +59,20 @@ pub fn find(net: &Net, lower: &Tree, seed: u64) -> Result<Vec<RelPath>> {
             continue;
         }
         found.push((*path).clone());
-        if !matches!(net.bases[*path], Base::Dir { .. }) || lower.open_dir(path).is_err() {
+        if !matches!(net.bases[*path], Base::Dir { .. }) || !has_dir(lower, path)? {
             covered = Some(path);
         }
     }
     Ok(found)
+}
+
+/// Whether lower has a directory at `path`. That it cannot be read is no answer.
+fn has_dir(lower: &Tree, path: &RelPath) -> Result<bool> {
+    match lower.open_dir(path) {
+        Ok(_) => Ok(true),
+        Err(error) if is_nothing(error.errno()) || error.errno() == Some(Errno::XDEV) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Whether lower has at `path` what a merge would make.
@@ -81,11 +91,13 @@ fn is_as_wanted(lower: &Tree, path: &RelPath, state: &State, seed: u64) -> Resul
     }
 }
 
-/// Puts the versions that lose into the store, durably, with a list for people.
+/// Puts the versions that lose into the directory `place` of the store, durably, with a list for people beside it. What
+/// was there before is replaced.
 ///
 /// # Errors
 /// Any failing call; a redo begins anew.
 pub fn save(
+    place: &Path,
     store: &TargetStore,
     conflicts: &[RelPath],
     winner: Winner,
@@ -93,10 +105,8 @@ pub fn save(
     chain: &Chain,
     lower: &Tree,
 ) -> Result<()> {
-    let last = chain.range().1;
-    let place = store.conflicts(last);
     let temporary = store.directory().join(durable::temporary_name("conflicts"));
-    if temporary.exists() {
+    if durable::exists(&temporary)? {
         fs::remove_dir_all(&temporary).at("unlink", &temporary)?;
     }
     durable::create_directory(&temporary)?;
@@ -116,18 +126,24 @@ pub fn save(
         // Writing to a string cannot fail.
         let _done = writeln!(list, "{} changed on disk and in RAM: {kept}", path.below(store.target()).display());
     }
-    durable::publish_directory(&temporary, &place)?;
-    let name = format!("{last}.list");
-    let parent = place.parent().unwrap_or(Path::new("/"));
-    durable::write_file(parent, &name, |file| {
+    durable::publish_directory(&temporary, place)?;
+    let path = list_of(place);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    durable::write_file(path.parent().unwrap_or(Path::new("/")), &name, |file| {
         use std::io::Write;
-        Ok(file.write_all(list.as_bytes()).at("write", parent.join(&name))?)
+        Ok(file.write_all(list.as_bytes()).at("write", &path)?)
     })
+}
+
+/// The list for people that stands beside the directory `place`; it is written last.
+#[must_use]
+pub fn list_of(place: &Path) -> PathBuf {
+    place.with_file_name(format!("{}.list", place.file_name().unwrap_or_default().display()))
 }
 
 fn copy_from_disk(lower: &Tree, path: &RelPath, net: &Net, copies: &Tree) -> Result<()> {
     let shows_through = |path: &RelPath| net.bases.get(path).is_some_and(|base| matches!(base, Base::Dir { .. }));
-    if shows_through(path) && lower.open_dir(path).is_ok() {
+    if shows_through(path) && has_dir(lower, path)? {
         // Only its owner or mode differs, and the list says so.
         return Ok(());
     }
@@ -203,8 +219,7 @@ pub fn leave_alone(net: &mut Net, paths: &[RelPath], lower: &Tree) -> Result<BTr
     let mut only_metadata = BTreeSet::new();
     for path in paths {
         let shows_through = net.bases.get(path).is_some_and(|base| matches!(base, Base::Dir { .. }));
-        let is_dir = shows_through && lower.open_dir(path).is_ok();
-        if is_dir {
+        if shows_through && has_dir(lower, path)? {
             only_metadata.insert(path.clone());
         } else {
             net.entries.retain(|at, _| at != path && !at.is_below(path));

@@ -111,6 +111,20 @@ pub fn remove_files(directory: &Path, names: &[impl AsRef<Path>]) -> Result<(), 
     if names.is_empty() { Ok(()) } else { sync_directory(directory) }
 }
 
+/// Gives several files of a directory a second name in another one, durably; a name that is there is this one already.
+///
+/// # Errors
+/// Whatever link(2) or fsync(2) says.
+pub fn link_files(from: &Path, to: &Path, names: &[impl AsRef<Path>]) -> Result<(), SystemError> {
+    for name in names {
+        match fs::hard_link(from.join(name), to.join(name)) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            other => other.at("link", to.join(name))?,
+        }
+    }
+    sync_directory(to)
+}
+
 /// Renames within one file system, durably.
 ///
 /// # Errors
@@ -132,10 +146,18 @@ pub fn publish_directory(temporary: &Path, path: &Path) -> Result<(), SystemErro
     if let Some(parent) = path.parent() {
         create_directory(parent)?;
     }
-    if path.exists() {
+    if exists(path)? {
         fs::remove_dir_all(path).at("unlink", path)?;
     }
     rename(temporary, path)
+}
+
+/// Whether something is at `path`. That it cannot be seen is no answer.
+///
+/// # Errors
+/// Whatever stat(2) says, save that nothing is there.
+pub fn exists(path: &Path) -> Result<bool, SystemError> {
+    path.try_exists().at("stat", path)
 }
 
 /// Makes the names in a directory durable.

@@ -88,7 +88,8 @@ pub fn merge(
     let root = Handle::of(lower.root());
     let token = Token::read(&root, lower.path())?;
     if let Some(marker) = marker.as_ref().filter(|marker| token == Some(marker.next_token)) {
-        // Lower has everything; a cut came before the cleaning up.
+        // Lower has everything; a cut came before the cleaning up. Whether the token is on the disk nobody said.
+        syncfs(lower.root()).at("syncfs", lower.path())?;
         store.end_merge(marker.last, &store.written())?;
         return Ok(Some(stats));
     }
@@ -119,16 +120,19 @@ pub fn merge(
         if first <= marker.last {
             next.left_alone = marker.left_alone;
         }
-        if store.booted_from_disk() {
+        if store.booted_from_disk()? {
             // What was half merged was used. What differs from both sides is somebody's work, and nowhere else.
             stats.conflicts = conflict::find(&net, lower, seed)?;
             stats.conflicts.retain(|path| !next.left_alone.contains(path));
-            conflict::save(store, &stats.conflicts, Winner::Ram, &net, &chain, lower)?;
+            if !stats.conflicts.is_empty() {
+                let place = store.more_conflicts(last)?;
+                conflict::save(&place, store, &stats.conflicts, Winner::Ram, &net, &chain, lower)?;
+            }
         }
     } else {
         stats.conflicts = conflict::find(&net, lower, seed)?;
         if !stats.conflicts.is_empty() {
-            conflict::save(store, &stats.conflicts, options.winner, &net, &chain, lower)?;
+            conflict::save(&store.conflicts(last), store, &stats.conflicts, options.winner, &net, &chain, lower)?;
             if options.winner == Winner::Disk {
                 next.left_alone.clone_from(&stats.conflicts);
             }
@@ -167,7 +171,7 @@ pub fn merge(
     Verify { net: &net, lower, seed, only_metadata: &only_metadata, left: &left, progress }.run()?;
     if !left.is_empty() {
         // Before lower says that it has everything: the chain is the only place that does.
-        stats.set_aside = store.set_aside_before(last + 1)?;
+        stats.set_aside = store.keep_aside(last)?;
         stats.left = left.into_iter().collect();
     }
     next.next_token.write(&root, lower.path())?;

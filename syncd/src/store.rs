@@ -27,6 +27,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::chain::{Chain, follows};
+use crate::conflict;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::format::Relation;
@@ -96,7 +97,7 @@ impl Store {
     /// # Errors
     /// When it exists and cannot be opened.
     pub fn open_to_read(path: &Path) -> Result<Option<Self>> {
-        if !path.join("targets").is_dir() {
+        if !durable::exists(&path.join("targets"))? {
             return Ok(None);
         }
         let lock = match open_lock(path, false) {
@@ -122,7 +123,7 @@ impl Store {
     /// # Errors
     /// When the count of boots that did not cannot be removed.
     pub fn reset_tries(&self) -> Result<()> {
-        if self.path.join(TRIES).exists() { Ok(durable::remove_file(&self.path, TRIES)?) } else { Ok(()) }
+        if durable::exists(&self.path.join(TRIES))? { Ok(durable::remove_file(&self.path, TRIES)?) } else { Ok(()) }
     }
 
     /// The part of `target`.
@@ -307,7 +308,10 @@ impl TargetStore {
     /// When a file cannot be moved.
     pub fn set_aside(&self) -> Result<PathBuf> {
         let aside = self.set_aside_after(0)?.unwrap_or_else(|| self.directory.join("aside"));
-        for mark in [MERGING, DISK_BOOT].into_iter().filter(|mark| self.directory.join(mark).exists()) {
+        for mark in [MERGING, DISK_BOOT] {
+            if !durable::exists(&self.directory.join(mark))? {
+                continue;
+            }
             durable::create_directory(&aside)?;
             durable::rename(&self.directory.join(mark), &aside.join(mark))?;
         }
@@ -332,15 +336,34 @@ impl TargetStore {
         self.move_aside(&before)
     }
 
+    /// Keeps the checkpoints up to `last` for somebody to look at, under second names; returns where. The chain stays
+    /// whole until [`TargetStore::end_merge`] removes it: a part of one would be an older state.
+    ///
+    /// # Errors
+    /// When a file cannot be linked.
+    pub fn keep_aside(&self, last: u64) -> Result<Option<PathBuf>> {
+        let all: Vec<_> = self.sequences()?.into_iter().filter(|&seq| seq <= last).collect();
+        let Some(aside) = self.aside(&all)? else { return Ok(None) };
+        let names: Vec<_> = all.into_iter().map(Self::file_name).collect();
+        durable::link_files(&self.directory, &aside, &names)?;
+        Ok(Some(aside))
+    }
+
     fn move_aside(&self, all: &[u64]) -> Result<Option<PathBuf>> {
-        let (Some(first), Some(newest)) = (all.first(), all.last()) else { return Ok(None) };
-        self.keep_number(*newest, &self.written())?;
-        let aside = self.directory.join("aside").join(format!("{first}-{newest}"));
-        durable::create_directory(&aside)?;
+        let Some(aside) = self.aside(all)? else { return Ok(None) };
         // The newest first: what a cut leaves is a chain still.
         for name in all.iter().rev().map(|&seq| Self::file_name(seq)) {
             durable::rename(&self.directory.join(&name), &aside.join(&name))?;
         }
+        Ok(Some(aside))
+    }
+
+    /// Makes the directory in which these checkpoints are kept, if there are any. Their numbers go on.
+    fn aside(&self, all: &[u64]) -> Result<Option<PathBuf>> {
+        let (Some(first), Some(newest)) = (all.first(), all.last()) else { return Ok(None) };
+        self.keep_number(*newest, &self.written())?;
+        let aside = self.directory.join("aside").join(format!("{first}-{newest}"));
+        durable::create_directory(&aside)?;
         Ok(Some(aside))
     }
 
@@ -349,22 +372,40 @@ impl TargetStore {
     /// # Errors
     /// When the note cannot be made durable.
     pub fn note_disk_boot(&self) -> Result<()> {
-        if self.directory.join(DISK_BOOT).exists() {
+        if self.booted_from_disk()? {
             return Ok(());
         }
         durable::write_record(&self.directory, DISK_BOOT, &())
     }
 
     /// Whether [`TargetStore::note_disk_boot`] was called since the last merge.
-    #[must_use]
-    pub fn booted_from_disk(&self) -> bool {
-        self.directory.join(DISK_BOOT).exists()
+    ///
+    /// # Errors
+    /// When the directory cannot be looked at.
+    pub fn booted_from_disk(&self) -> Result<bool> {
+        Ok(durable::exists(&self.directory.join(DISK_BOOT))?)
     }
 
     /// Where the versions go that lose against checkpoint `last`.
     #[must_use]
     pub fn conflicts(&self, last: u64) -> PathBuf {
         self.directory.join("conflicts").join(last.to_string())
+    }
+
+    /// Where the versions go that lose when a merge is done again: nothing that is there already may be replaced.
+    ///
+    /// # Errors
+    /// When what is there cannot be looked at.
+    pub fn more_conflicts(&self, last: u64) -> Result<PathBuf> {
+        let first = self.conflicts(last);
+        let others = (1u64..).map(|number| self.directory.join("conflicts").join(format!("{last}.{number}")));
+        for place in std::iter::once(first.clone()).chain(others) {
+            let list = conflict::list_of(&place);
+            if !durable::exists(&list)? {
+                return Ok(place);
+            }
+        }
+        Ok(first)
     }
 
     /// All conflicts that were recorded and not yet removed by somebody: one line each.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use ephemeral_overlay::attributes::Handle;
 use rustix::fs::{FlockOperation, IFlags, flock, ioctl_getflags, ioctl_setflags};
 
-use crate::restart::copy;
+use crate::sweep::copy;
 use crate::tools::{self, text};
 use crate::world::{Disk, ETC, Fs, World, expect};
 use test_support::mapped::Mapping;

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use ephemeral_overlay::attributes::Handle;
 
-use crate::restart::copy;
+use crate::sweep::copy;
 use crate::tools::{self, text};
 use crate::world::{ETC, World, expect};
 use test_support::model::Model;

@@ -31,6 +31,7 @@ impl Past {
         let marker = store.marker()?;
         if let Some(marker) = marker.as_ref().filter(|marker| token == Some(marker.next_token) && !dry_run) {
             // That merge was complete but for the cleaning up.
+            rustix::fs::syncfs(lower.root()).at("syncfs", lower.path())?;
             store.end_merge(marker.last, &store.written())?;
         }
         let loaded = store.chain().and_then(|mut chain| {

@@ -9,7 +9,7 @@ use syncd::checkpoint::{ChangeKind, CheckpointOptions, CheckpointStats, own_log,
 use syncd::path::RelPath;
 use syncd::store::Store;
 use syncd::system::System;
-use syncd::{Error, death};
+use syncd::{Error, death, durable};
 
 use super::report::{TargetReport, finish};
 use super::{Outcome, say};
@@ -117,7 +117,9 @@ pub(crate) fn last(system: &System, store: &Store, target: &Path) -> syncd::Resu
 /// before `activate` has decided.
 fn note_this_boot(system: &System, at_boot: bool) -> anyhow::Result<()> {
     let path = system.store_path()?;
-    if !path.is_dir() || matches!(system.check_mounted("the store", system.persist()), Err(Error::NotMounted { .. })) {
+    if !durable::exists(&path)?
+        || matches!(system.check_mounted("the store", system.persist()), Err(Error::NotMounted { .. }))
+    {
         return Ok(());
     }
     let store = Store::open(&path)?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::state::{self, BootState};
 use syncd::conflict::Winner;
+use syncd::durable;
 use syncd::merge::{MergeOptions, MergeStats};
 use syncd::progress::Progress;
 use syncd::store::Store;
@@ -43,7 +44,7 @@ fn for_each(
         // What is in RAM is saved wherever the store is.
         system.check_mounted("the store", system.persist())?;
     }
-    if !path.join("targets").is_dir() && mounted.as_ref().is_ok_and(Vec::is_empty) {
+    if !durable::exists(&path.join("targets"))? && mounted.as_ref().is_ok_and(Vec::is_empty) {
         tracing::info!("nothing is pending");
         return finish(Vec::new(), json);
     }
@@ -103,7 +104,7 @@ pub(crate) fn one(
     if state.is_some() {
         checkpoint::last(system, store, target)?;
     }
-    let ran_from_disk = part.booted_from_disk() || (system.live && state.is_none() && !unused);
+    let ran_from_disk = part.booted_from_disk()? || (system.live && state.is_none() && !unused);
     let winner = if ran_from_disk { Winner::Disk } else { Winner::Ram };
     let stats = merge::merge(&part, &lower, MergeOptions { winner, accept_prefix }, progress)?;
     if state.is_some() {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use ephemeral_overlay::error::{At, SystemError};
 use rayon::prelude::*;
-use rustix::fs::fstatvfs;
+use rustix::fs::{Advice, fadvise, fstatvfs};
 use rustix::io::Errno;
 
 use super::{extras, is_unchanged, leaders, parts};
@@ -138,6 +138,10 @@ impl Apply<'_> {
         let Some(existing) = Existing::at(self.lower, dir, path)? else {
             return place.put_new(dir, path, node, contents);
         };
+        if let (true, Some(file)) = (self.redo, &existing.file) {
+            // What a disk failed to take stays in the page cache as if it had: only what comes from the disk counts.
+            fadvise(file, 0, None, Advice::DontNeed).at("fadvise64", self.lower.show(path))?;
+        }
         if let (Some(content), Some(file), false) = (node.content(), &existing.file, is_linked) {
             if is_unchanged(&existing, node, self.seed)? {
                 return place.finish_file(file, &node.meta, dir, path);

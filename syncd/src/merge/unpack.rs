@@ -41,7 +41,7 @@ pub fn unpack(store: &TargetStore, lower: &Tree, upper: &Tree, progress: &Progre
     let left_alone = match &marker {
         Some(marker) if chain.range().0 <= marker.last => marker.left_alone.clone(),
         // Lower is untouched, and newer.
-        None if store.booted_from_disk() => conflict::find(&net, lower, chain.seed())?,
+        None if store.booted_from_disk()? => conflict::find(&net, lower, chain.seed())?,
         _ => Vec::new(),
     };
     let only_metadata = conflict::leave_alone(&mut net, &left_alone, lower)?;

@@ -54,7 +54,7 @@ impl Store {
     /// # Errors
     /// When it cannot be removed.
     pub fn give_up_reserve(&self) -> Result<bool> {
-        if !self.path.join(RESERVE).exists() {
+        if !durable::exists(&self.path.join(RESERVE))? {
             return Ok(false);
         }
         durable::remove_file(&self.path, RESERVE)?;
