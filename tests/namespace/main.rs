@@ -13,6 +13,7 @@ mod differential;
 mod early;
 mod export;
 mod facts;
+mod live;
 mod merge;
 mod order;
 mod refused;
@@ -31,6 +32,7 @@ use libtest_mimic::{Arguments, Trial};
 static TABLE: RwLock<()> = RwLock::new(());
 
 fn main() -> ExitCode {
+    test_support::live::write_if_asked();
     let mut args = Arguments::from_args();
     let available = tools::enter_private_namespace();
     if let Err(reason) = &available {
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         ("early", early::TESTS),
         ("export", export::TESTS),
         ("facts", facts::TESTS),
+        ("live", live::TESTS),
         ("merge", merge::TESTS),
         ("order", order::TESTS),
         ("refused", refused::TESTS),
