@@ -97,8 +97,12 @@ pub fn take(store: &TargetStore, upper: &Tree, lower: &Tree, options: &Checkpoin
     }
     let past = Past::load(store, lower, options.dry_run, &mut stats)?;
     let mut job = Job { upper, lower, past, options, held: BTreeSet::new(), patient: true };
+    let mut passed_over = BTreeSet::new();
     for restart in 1.. {
         job.patient = restart < RESTARTS;
+        // What is held has to fit what this scan sees: its directories may be gone by now.
+        job.held.clone_from(&passed_over);
+        stats.disputed = passed_over.iter().cloned().collect();
         let scan = job.scan(&mut stats)?;
         if !job.patient {
             // What is passed over because it moves on may be what a lost name was renamed to.
@@ -107,8 +111,7 @@ pub fn take(store: &TargetStore, upper: &Tree, lower: &Tree, options: &Checkpoin
         match job.record(store, &scan, &mut stats) {
             Err(Error::Moved { path }) if restart < RESTARTS_MAX => {
                 if !job.patient {
-                    stats.disputed.push(path.clone());
-                    job.held.insert(path);
+                    passed_over.insert(path);
                 }
             }
             Err(Error::Moved { .. }) => break,

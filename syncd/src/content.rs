@@ -146,7 +146,15 @@ pub fn pieces(file: &File, stamp: &Stamp, length: u64, path: &Path) -> Result<Ve
     let mut at = 0;
     while at < stamp.size {
         if !stamp.is_dense() {
-            let Some(data) = next_data(file, at, path)?.filter(|&data| data < stamp.size) else { break };
+            let Some(data) = next_data(file, at, path)?.filter(|&data| data < stamp.size) else {
+                let now = self::stamp(file, path)?.size;
+                if now < stamp.size {
+                    // Cut off since: whoever reads where it ends now will say so.
+                    let last = at.max(now - now % length);
+                    pieces.push(last..last.saturating_add(length).min(stamp.size));
+                }
+                break;
+            };
             at = data - data % length;
         }
         let end = at.saturating_add(length).min(stamp.size);
@@ -169,13 +177,18 @@ pub fn blocks_of(
     path: &Path,
     mut each: impl FnMut(BlockRead<'_>) -> Result<()>,
 ) -> Result<u64> {
-    let end = range.end.min(stamp.size);
+    let mut end = range.end.min(stamp.size);
     let is_dense = stamp.is_dense();
     let mut data = Vec::new();
     let mut at = range.start;
     while at < end {
         if !is_dense {
-            let next = next_data(file, at, path)?.unwrap_or(end);
+            let next = next_data(file, at, path)?;
+            if next.is_none() {
+                // A hole, or cut off since.
+                end = end.min(self::stamp(file, path)?.size.max(at));
+            }
+            let next = next.unwrap_or(end);
             at = at.max(next - next % BLOCK_LEN).min(end);
             if at == end {
                 break;
@@ -200,7 +213,15 @@ pub fn blocks_of(
                 break;
             }
         }
+        if !is_dense && data.last().is_none_or(|last| last.end < read) {
+            // A hole at its end, or cut off since.
+            let now = self::stamp(file, path)?.size.saturating_sub(at);
+            read = read.min(usize::try_from(now).unwrap_or(read));
+        }
         data.retain(|segment| segment.start < read);
+        if let Some(last) = data.last_mut() {
+            last.end = last.end.min(read);
+        }
         if read > 0 {
             each(BlockRead { offset: at, bytes: &buffer[..read], data: &data })?;
         }
@@ -289,6 +310,24 @@ mod tests {
         let first = hash(&sparse, 1, &mut Vec::new(), path).unwrap();
         let second = hash(&dense, 1, &mut Vec::new(), Path::new("dense")).unwrap();
         assert_eq!((second.size, second.digest, second.blocks), (first.size, first.digest, first.blocks));
+    }
+
+    #[test]
+    fn a_sparse_file_that_is_cut_off_ends_there() {
+        let path = Path::new("sparse");
+        for (blocks, cut) in [(400, 3 * BLOCK + 500), (400, 2 * BLOCK), (400, 32 * BLOCK), (400, 0), (1, 500), (2, 0)] {
+            let full = blocks * BLOCK;
+            let mut sparse = tempfile::tempfile().unwrap();
+            sparse.write_all(&vec![7; full - BLOCK / 2]).unwrap();
+            sparse.set_len(full as u64).unwrap();
+            let before = stamp(&sparse, path).unwrap();
+            assert!(!before.is_dense());
+            sparse.set_len(cut as u64).unwrap();
+            let end = blocks_of(&sparse, &before, 0..u64::MAX, &mut Vec::new(), path, |_| Ok(())).unwrap();
+            assert_eq!(end, cut as u64, "of {blocks}");
+            let (size, _) = hash_once(&sparse, &before, 1, &mut Vec::new(), path).unwrap();
+            assert_eq!(size, cut as u64, "of {blocks}, in pieces");
+        }
     }
 
     #[test]

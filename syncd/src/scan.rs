@@ -236,6 +236,8 @@ impl Walk<'_> {
             FileType::Symlink => match read_link(parent, name, &shown()) {
                 Ok(target) => Kind::Symlink { target },
                 Err(error) if is_nothing(error.errno()) => return Ok(None),
+                // It was a symlink, and something else has its name by now.
+                Err(error) if error.errno() == Some(Errno::INVAL) => return self.look(parent, name, path),
                 Err(error) => return Err(error.into()),
             },
             FileType::Fifo => Kind::Fifo,

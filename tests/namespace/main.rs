@@ -14,6 +14,7 @@ mod early;
 mod errors;
 mod export;
 mod facts;
+mod live;
 mod merge;
 mod order;
 mod refused;
@@ -35,6 +36,7 @@ use libtest_mimic::{Arguments, Trial};
 static TABLE: RwLock<()> = RwLock::new(());
 
 fn main() -> ExitCode {
+    test_support::live::write_if_asked();
     let mut args = Arguments::from_args();
     let available = tools::enter_private_namespace();
     if let Err(reason) = &available {
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         ("errors", errors::TESTS),
         ("export", export::TESTS),
         ("facts", facts::TESTS),
+        ("live", live::TESTS),
         ("merge", merge::TESTS),
         ("order", order::TESTS),
         ("refused", refused::TESTS),

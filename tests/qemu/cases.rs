@@ -6,6 +6,7 @@ mod damage;
 mod deferred;
 mod exact;
 mod harness;
+mod live;
 mod power;
 mod refusal;
 mod shutdown;
@@ -19,13 +20,14 @@ use crate::machine::{Boot, Machine, Setup};
 pub(crate) type Case = fn(Setup);
 
 /// Those of a small system, with the module that each is in.
-pub(crate) const MINIMAL: [(&str, &[(&str, Case)]); 6] = [
+pub(crate) const MINIMAL: [(&str, &[(&str, Case)]); 7] = [
     ("harness", harness::CASES),
     ("power", power::CASES),
     ("refusal", refusal::CASES),
     ("damage", damage::CASES),
     ("exact", exact::CASES),
     ("cut", cut::CASES),
+    ("live", live::CASES),
 ];
 /// Those of a release of Debian.
 pub(crate) const DEBIAN: [(&str, &[(&str, Case)]); 3] =

@@ -92,8 +92,9 @@ fn minimal(root: &Path) -> Result<()> {
     }
     let guest = Binaries::get()?.path("qemu-guest");
     let busybox = which("busybox").context("busybox is not installed")?;
+    let early = Binaries::get()?.path("early");
     // not-init is another init, and so another file.
-    for (source, name) in [(&guest, "init"), (&guest, "not-init"), (&busybox, "busybox")] {
+    for (source, name) in [(&guest, "init"), (&guest, "not-init"), (&busybox, "busybox"), (&early, "early")] {
         fs::copy(source, root.join("usr/bin").join(name)).with_context(|| format!("copy {}", source.display()))?;
     }
     symlink("busybox", root.join("usr/bin/sh")).context("symlink sh")

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, msync, munmap};
 
 /// A shared mapping of the start of a file.
 #[derive(Debug)]
@@ -29,9 +29,20 @@ impl Mapping {
 
     /// Writes at the start of the file.
     pub fn write(&self, bytes: &[u8]) {
-        assert!(bytes.len() <= self.length.get());
-        // SAFETY: it lies within the mapping, which nothing truncates and to which there is no reference.
-        unsafe { self.start.as_ptr().cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+        self.write_at(0, bytes);
+    }
+
+    /// Writes somewhere in the file.
+    pub fn write_at(&self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= self.length.get());
+        // SAFETY: it lies within the mapping, to which there is no reference; what was truncated is a signal, no more.
+        unsafe { self.start.as_ptr().cast::<u8>().add(at).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+    }
+
+    /// Has the kernel write it to where it belongs.
+    pub fn sync(&self) {
+        // SAFETY: the mapping that `new` made.
+        unsafe { msync(self.start, self.length.get(), MsFlags::MS_SYNC).unwrap() }
     }
 }
 

@@ -30,6 +30,7 @@ enum End {
 }
 
 fn main() {
+    test_support::live::write_if_asked();
     let end = run();
     match &end {
         Ok(End::SoftReboot) => {}

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use ephemeral_overlay::attributes::Handle;
 use rustix::io::Errno;
+use test_support::live::{self, System};
 use test_support::model::Model;
 use test_support::snapshot;
 
@@ -17,6 +18,9 @@ use crate::say;
 
 /// Where programs are.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";
+
+/// What is brought into RAM in the system of `live`.
+const LIVE: &str = "overlay.dirs = ['/etc']\ntmpfs = { '/tmp' = false, '/var/tmp' = false, '/var/cache' = false }\n";
 
 /// Carries out one command. What it saw is said; it fails only when it could not be carried out.
 pub(crate) fn execute(line: &str) -> Result<()> {
@@ -29,6 +33,7 @@ pub(crate) fn execute(line: &str) -> Result<()> {
         "cat" => cat(rest),
         "list" => list(rest),
         "model" => model(rest),
+        "live" => live(rest),
         "snapshot" => {
             for line in snapshot::lines(&snapshot::take(Path::new(rest))) {
                 say(&format!("TREE {rest}: {line}"));
@@ -99,6 +104,29 @@ fn model(rest: &str) -> Result<()> {
         0 => model.populate(),
         steps => (0..steps).for_each(|_| model.step()),
     }
+    Ok(())
+}
+
+/// `live PATH SEED OPERATIONS`: a system of its own in a directory, in which two processes write while checkpoints are
+/// taken and the RAM is lost again and again; `LIVE FIGURES`.
+fn live(rest: &str) -> Result<()> {
+    let words: Vec<&str> = rest.split_whitespace().collect();
+    let [path, seed, operations] = words[..] else { bail!("a path, a seed and a number of operations") };
+    let root = Path::new(path).join("root");
+    let beside = Path::new("/run/live");
+    fs::create_dir_all(beside)?;
+    live::prepare(&root);
+    let system = System {
+        root,
+        run: beside.join("run"),
+        config: beside.join("config"),
+        beside: beside.to_path_buf(),
+        early: "/usr/bin/early".into(),
+        syncd: "/usr/bin/syncd".into(),
+    };
+    fs::write(&system.config, LIVE)?;
+    // What comes between the rounds takes long where the processor is an emulated one.
+    say(&format!("LIVE {}", live::run(&system, seed.parse()?, operations.parse()?, 6000)));
     Ok(())
 }
 
