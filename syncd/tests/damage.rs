@@ -160,6 +160,21 @@ fn a_frame_that_cannot_be_unpacked_is_an_error() {
     }
 }
 
+#[test]
+fn names_that_only_look_like_those_of_checkpoints_are_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap().target(Path::new(sample::TARGET));
+    fs::create_dir_all(store.directory()).unwrap();
+    fs::write(store.directory().join("0000000001.ckpt"), sample::small().build()).unwrap();
+    let names = ["2.ckpt", "+000000003.ckpt", "00000000004.ckpt", "18446744073709551615.ckpt", "5.ckpt.ckpt", ".ckpt"];
+    for name in names {
+        fs::write(store.directory().join(name), "not ours").unwrap();
+    }
+    assert_eq!(store.sequences().unwrap(), [1]);
+    assert_eq!(store.next_sequence().unwrap(), 2);
+    assert!(read(&store).unwrap().is_some());
+}
+
 /// A seal is what makes the other tests reach what they are about.
 #[test]
 fn a_seal_is_the_digest_of_the_format() {
