@@ -267,8 +267,18 @@ impl Chain {
             let full = matches!(checkpoint.header.relation, Relation::Full { .. });
             net.apply(checkpoint.header.sequence, full, std::mem::take(&mut checkpoint.changes));
         }
-        net.check()?;
+        net.check().map_err(|error| self.blame(error))?;
         Ok(net)
+    }
+
+    /// Names the file of the checkpoint that an inconsistency is in.
+    fn blame(&self, error: Error) -> Error {
+        match error {
+            Error::Inconsistent { seq, path, what } => {
+                self.checkpoints[self.index(seq)].damaged(&format!("{path} {what}"))
+            }
+            other => other,
+        }
     }
 
     /// Hands out the bytes of a file as checkpoint `seq` has it, each piece with its offset in the file.

@@ -25,8 +25,11 @@ pub const FRAME: usize = 1 << 20;
 const PRELUDE: usize = 16;
 /// The length of the trailer.
 const TRAILER: usize = 48;
-/// By how much the index is compressed at the most. A real one comes nowhere near.
-const INDEX_RATIO: u64 = 1024;
+/// By how much the index is compressed at the most: zstd makes four bytes of a block of 128 KiB (RFC 8878, 3.1.1.2). Deep
+/// trees of long names come near.
+const INDEX_RATIO: u64 = 32768;
+/// The highest number of a checkpoint: what ten digits can hold, those of its name.
+pub(crate) const SEQUENCE_MAX: u64 = 9_999_999_999;
 
 /// What a checkpoint says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

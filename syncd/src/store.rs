@@ -30,8 +30,8 @@ use crate::chain::{Chain, follows};
 use crate::conflict;
 use crate::durable;
 use crate::error::{Error, Result};
-use crate::format::Relation;
 use crate::format::read::Checkpoint;
+use crate::format::{Relation, SEQUENCE_MAX};
 use crate::path::RelPath;
 use crate::progress::Progress;
 use crate::written::Account;
@@ -200,7 +200,11 @@ impl TargetStore {
     pub fn sequences(&self) -> Result<Vec<u64>> {
         let mut all: Vec<u64> = names(&self.directory)?
             .iter()
-            .filter_map(|name| name.strip_suffix(EXTENSION)?.strip_suffix('.')?.parse().ok())
+            .filter_map(|name| {
+                let seq = name.strip_suffix(EXTENSION)?.strip_suffix('.')?.parse().ok()?;
+                // `1.ckpt` is none of ours.
+                (seq <= SEQUENCE_MAX && Self::file_name(seq) == *name).then_some(seq)
+            })
             .collect();
         all.sort_unstable();
         Ok(all)

@@ -1,6 +1,7 @@
 //! Reads a checkpoint. Nothing in it is believed before its digest was checked, and nothing in it can name a place
 //! outside its target ([`crate::path::RelPath`]).
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -8,12 +9,14 @@ use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::CHECKPOINT_FORMAT;
 use ephemeral_overlay::error::At;
+use ephemeral_overlay::overlay::is_never_data;
 use rayon::prelude::*;
+use serde::de::DeserializeOwned;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{END, FRAME, FrameInfo, Header, INDEX_RATIO, Index, MAGIC, PRELUDE, TRAILER, Trailer};
+use super::{END, FRAME, FrameInfo, Header, INDEX_RATIO, Index, MAGIC, PRELUDE, SEQUENCE_MAX, TRAILER, Trailer};
 use crate::digest::{self, BLOCK, Digest};
-use crate::entry::{Change, Content, Kind, Node, Stretch};
+use crate::entry::{Change, Content, Kind, Meta, Node, Stretch};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::written::{Account, pages};
@@ -106,7 +109,11 @@ impl Checkpoint {
         if Digest(head.digest128()) != digest {
             return Err(damaged("the digest of its index is wrong"));
         }
-        let header: Header = postcard::from_bytes(&header_bytes).map_err(|error| damaged(&error.to_string()))?;
+        let header: Header =
+            decode(&header_bytes).map_err(|error| damaged(&format!("its header is malformed ({error})")))?;
+        if !(1..=SEQUENCE_MAX).contains(&header.sequence) {
+            return Err(damaged("it has an impossible number"));
+        }
         let mut raw = Vec::new();
         let decoder = zstd::Decoder::new(&index[..]).at("zstd", path)?;
         // One byte more than declared would show a lie.
@@ -114,7 +121,7 @@ impl Checkpoint {
         if raw.len() as u64 != trailer.raw {
             return Err(damaged("its index is not as long as it says"));
         }
-        let index: Index = postcard::from_bytes(&raw).map_err(|error| damaged(&error.to_string()))?;
+        let index: Index = decode(&raw).map_err(|error| damaged(&format!("its index is malformed ({error})")))?;
         let (mut at, mut data) = ((PRELUDE + header_len) as u64, 0);
         let mut frames = Vec::new();
         for info in index.frames {
@@ -208,31 +215,57 @@ impl Checkpoint {
     }
 }
 
+/// A structure that fills `bytes`.
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, postcard::Error> {
+    match postcard::take_from_bytes(bytes)? {
+        (value, []) => Ok(value),
+        _ => Err(postcard::Error::DeserializeBadEncoding),
+    }
+}
+
 /// What the types alone do not guarantee.
 fn check(changes: &[Change], data_len: u64) -> Result<(), &'static str> {
     if changes.windows(2).any(|pair| pair[0].path >= pair[1].path) {
         return Err("its changes are not in path order");
     }
-    let nodes = changes.iter().filter_map(|change| change.state.node());
-    for Node { kind, meta, .. } in nodes {
-        if meta.mode & !0o7777 != 0 || meta.mtime_nsec >= 1_000_000_000 {
-            return Err("a mode or a time is out of range");
-        }
-        if meta.xattrs.keys().any(|name| name.is_empty() || name.contains(&0)) {
-            return Err("an attribute has an impossible name");
-        }
-        match kind {
+    let mut groups: HashMap<u32, &Node> = HashMap::new();
+    for node in changes.iter().filter_map(|change| change.state.node()) {
+        check_meta(&node.meta)?;
+        match &node.kind {
             Kind::Symlink { target } if target.is_empty() || target.contains(&0) => {
                 return Err("a symlink leads to an impossible name");
             }
+            // Linux has 12 and 20 bits for them, and overlayfs has one of its own.
+            &Kind::Device { block, major, minor }
+                if major >= 1 << 12 || minor >= 1 << 20 || (block, major, minor) == (false, 0, 0) =>
+            {
+                return Err("a device has an impossible number");
+            }
             Kind::File(content) => check_content(content, data_len)?,
             _ => {}
+        }
+        if node.group != 0 && (node.is_dir() || *groups.entry(node.group).or_insert(node) != node) {
+            return Err("the names of a file say different things");
         }
     }
     Ok(())
 }
 
+fn check_meta(meta: &Meta) -> Result<(), &'static str> {
+    // To chown(2) an owner of -1 means that there is none to be set.
+    if meta.mode & !0o7777 != 0 || [meta.uid, meta.gid].contains(&u32::MAX) || meta.mtime_nsec >= 1_000_000_000 {
+        return Err("a mode, an owner or a time is out of range");
+    }
+    if meta.xattrs.keys().any(|name| name.is_empty() || name.contains(&0) || is_never_data(name)) {
+        return Err("an attribute has an impossible name");
+    }
+    Ok(())
+}
+
 fn check_content(content: &Content, data_len: u64) -> Result<(), &'static str> {
+    if content.size > i64::MAX as u64 {
+        return Err("a file is longer than one can be");
+    }
     let mut at = 0;
     for &Stretch { offset, length, back, data } in &content.stretches {
         let end = offset.checked_add(length);

@@ -170,7 +170,8 @@ impl Apply<'_> {
 fn is_impossible(error: &SystemError, lower: &Tree) -> Result<bool> {
     Ok(match error.errno() {
         Some(Errno::NAMETOOLONG | Errno::FBIG | Errno::MLINK | Errno::TOOBIG | Errno::RANGE) => true,
-        Some(Errno::NOTSUP) => error.call == "setxattr",
+        // No such attribute, a value that it cannot have, a kind of object that cannot have it.
+        Some(Errno::NOTSUP | Errno::INVAL | Errno::PERM) => error.call == "setxattr",
         // ext4 says so of an attribute that does not fit beside the others, with all the room of the disk left.
         Some(Errno::NOSPC | Errno::DQUOT) if error.call == "setxattr" => {
             fstatvfs(lower.root()).at("fstatvfs", lower.path())?.f_bavail > 0
