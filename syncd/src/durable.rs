@@ -152,6 +152,14 @@ pub fn publish_directory(temporary: &Path, path: &Path) -> Result<(), SystemErro
     rename(temporary, path)
 }
 
+/// Whether something is at `path`. That it cannot be seen is no answer.
+///
+/// # Errors
+/// Whatever stat(2) says, save that nothing is there.
+pub fn exists(path: &Path) -> Result<bool, SystemError> {
+    path.try_exists().at("stat", path)
+}
+
 /// Makes the names in a directory durable.
 ///
 /// # Errors
@@ -166,14 +174,6 @@ pub fn sync_directory(path: &Path) -> Result<(), SystemError> {
 /// Whatever the listing or unlink(2) says.
 pub fn sweep(directory: &Path) -> Result<(), SystemError> {
     for entry in fs::read_dir(directory).at("getdents64", directory)? {
-/// Whether something is at `path`. That it cannot be seen is no answer.
-///
-/// # Errors
-/// Whatever stat(2) says, save that nothing is there.
-pub fn exists(path: &Path) -> Result<bool, SystemError> {
-    path.try_exists().at("stat", path)
-}
-
         let entry = entry.at("getdents64", directory)?;
         if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
             let path = entry.path();

@@ -409,6 +409,22 @@ impl TargetStore {
         self.directory.join("conflicts").join(last.to_string())
     }
 
+    /// Where the versions go that lose when a merge is done again: nothing that is there already may be replaced.
+    ///
+    /// # Errors
+    /// When what is there cannot be looked at.
+    pub fn more_conflicts(&self, last: u64) -> Result<PathBuf> {
+        let first = self.conflicts(last);
+        let others = (1u64..).map(|number| self.directory.join("conflicts").join(format!("{last}.{number}")));
+        for place in std::iter::once(first.clone()).chain(others) {
+            let list = conflict::list_of(&place);
+            if !durable::exists(&list)? {
+                return Ok(place);
+            }
+        }
+        Ok(first)
+    }
+
     /// All conflicts that were recorded and not yet removed by somebody: one line each.
     ///
     /// # Errors
@@ -426,19 +442,3 @@ impl TargetStore {
         Ok(all)
     }
 }
-    /// Where the versions go that lose when a merge is done again: nothing that is there already may be replaced.
-    ///
-    /// # Errors
-    /// When what is there cannot be looked at.
-    pub fn more_conflicts(&self, last: u64) -> Result<PathBuf> {
-        let first = self.conflicts(last);
-        let others = (1u64..).map(|number| self.directory.join("conflicts").join(format!("{last}.{number}")));
-        for place in std::iter::once(first.clone()).chain(others) {
-            let list = conflict::list_of(&place);
-            if !durable::exists(&list)? {
-                return Ok(place);
-            }
-        }
-        Ok(first)
-    }
-

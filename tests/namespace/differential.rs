@@ -74,6 +74,11 @@ fn history(disk: &Disk, seed: u64) {
 
 /// Where a merge is impossible, the chain in an upper directory gives the same view.
 pub(crate) fn unpacked_is(world: &World, expected: &Snapshot) {
+    snapshot::assert_same(expected, &unpacked(world), "the unpacked chain is not the last checkpoint");
+}
+
+/// What a boot shows that cannot merge.
+pub(crate) fn unpacked(world: &World) -> Snapshot {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     for name in ["upper", "work", "view"] {
@@ -98,7 +103,7 @@ pub(crate) fn unpacked_is(world: &World, expected: &Snapshot) {
     // Lazily: another test's child may hold our descriptors for a moment, between its fork and its exec.
     unmount(at("view"), UnmountFlags::DETACH).unwrap();
     unmount(directory.path(), UnmountFlags::DETACH).unwrap();
-    snapshot::assert_same(expected, &found, "the unpacked chain is not the last checkpoint");
+    found
 }
 
 fn mount(kind: &str, options: &[(&str, String)], at: &str) {

@@ -11,6 +11,7 @@ mod checkpoint;
 mod delta;
 mod differential;
 mod early;
+mod errors;
 mod export;
 mod facts;
 mod merge;
@@ -19,8 +20,9 @@ mod refused;
 mod reserve;
 mod restart;
 mod shutdown;
-mod tools;
 mod sweep;
+mod tools;
+mod vanish;
 mod world;
 
 use std::process::ExitCode;
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         ("delta", delta::TESTS),
         ("differential", differential::TESTS),
         ("early", early::TESTS),
+        ("errors", errors::TESTS),
         ("export", export::TESTS),
         ("facts", facts::TESTS),
         ("merge", merge::TESTS),
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         ("reserve", reserve::TESTS),
         ("restart", restart::TESTS),
         ("shutdown", shutdown::TESTS),
+        ("vanish", vanish::TESTS),
     ];
     let mut trials = Vec::new();
     for (module, tests) in modules {

@@ -9,7 +9,7 @@ use test_support::private;
 
 /// Puts the whole process into a mount namespace of its own, and sees that the tests can run in it.
 pub(crate) fn enter_private_namespace() -> Result<(), String> {
-    for program in ["mkfs.ext4", "mkfs.btrfs", "mkfs.xfs", "strace", "losetup"] {
+    for program in ["mkfs.ext4", "mkfs.btrfs", "mkfs.xfs", "strace", "losetup", "xfs_io", "fstrim", "chattr"] {
         if which(program).is_none() {
             return Err(format!("{program} is not installed; `cargo xtask test` installs what is missing"));
         }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use ephemeral_overlay::mountinfo;
+use rustix::fs::statvfs;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::tools;
@@ -21,6 +22,8 @@ pub(crate) enum Fs {
 #[derive(Debug)]
 pub(crate) struct Disk {
     directory: tempfile::TempDir,
+    /// The image, in the directory.
+    image: &'static str,
 }
 
 impl Disk {
@@ -35,10 +38,66 @@ impl Disk {
             Fs::Btrfs => tools::run("mkfs.btrfs", &["-q", path]),
             Fs::Xfs => tools::run("mkfs.xfs", &["-q", path]),
         };
-        let disk = Self { directory };
+        let disk = Self { directory, image: "image" };
         fs::create_dir(disk.path()).unwrap();
-        tools::run("mount", &["-o", "loop", path, disk.path().to_str().unwrap()]);
+        disk.mount();
         disk
+    }
+
+    /// A new ext4 on a thin device: [`Disk::take_room`] takes away what the file system has not used yet.
+    pub(crate) fn thin(megabytes: u64) -> Self {
+        let directory = tempfile::Builder::new().prefix("eo-test-").tempdir().unwrap();
+        let disk = Self { directory, image: "pool/image" };
+        let (pool, image) = (disk.beside("pool"), disk.beside("pool/image"));
+        fs::create_dir(&pool).unwrap();
+        tools::run(
+            "mount",
+            &["-t", "tmpfs", "-o", &format!("size={}M", 2 * megabytes), "tmpfs", pool.to_str().unwrap()],
+        );
+        let (path, size) = (image.to_str().unwrap(), format!("{megabytes}M"));
+        tools::run("truncate", &["-s", &size, path]);
+        tools::run("mkfs.ext4", &["-q", "-E", "lazy_itable_init=0", path]);
+        // mkfs makes holes where it writes zeros.
+        tools::run("fallocate", &["-l", &size, path]);
+        fs::create_dir(disk.path()).unwrap();
+        disk.mount();
+        disk
+    }
+
+    /// Takes all room away from a thin device but what is in use and `bytes`.
+    pub(crate) fn take_room(&self, bytes: u64) {
+        tools::run("fstrim", &[self.path().to_str().unwrap()]);
+        let free = statvfs(self.beside("pool")).map(|stat| stat.f_bavail * stat.f_frsize).unwrap();
+        let length = free.checked_sub(bytes).unwrap().to_string();
+        tools::run("fallocate", &["-l", &length, self.beside("pool/filler").to_str().unwrap()]);
+    }
+
+    /// Gives all room back.
+    pub(crate) fn give_room(&self) {
+        fs::remove_file(self.beside("pool/filler")).unwrap();
+    }
+
+    /// From now on every read and write fails that is not in a cache, and nothing more comes to the disk.
+    pub(crate) fn vanish(&self) {
+        tools::run("xfs_io", &["-x", "-c", "shutdown", self.path().to_str().unwrap()]);
+    }
+
+    /// It is mounted anew, with nothing in any cache.
+    pub(crate) fn come_back(&self) {
+        let gone = || unmount(self.path(), UnmountFlags::empty());
+        // Another test's child may hold our descriptors for a moment, between its fork and its exec.
+        for _ in 0..100 {
+            if gone() != Err(rustix::io::Errno::BUSY) {
+                return self.mount();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        gone().unwrap();
+    }
+
+    fn mount(&self) {
+        let image = self.beside(self.image);
+        tools::run("mount", &["-o", "loop", image.to_str().unwrap(), self.path().to_str().unwrap()]);
     }
 
     /// Where it is mounted.
@@ -101,8 +160,12 @@ impl World {
 
     /// Another root on the disk of `world`, with the same configuration.
     pub(crate) fn beside(world: &Self, name: &str) -> Self {
-        let disk = world.disk.as_ref().expect("it has a disk of its own");
-        Self::within(disk, name, &fs::read_to_string(&world.config).unwrap())
+        Self::within(world.disk(), name, &fs::read_to_string(&world.config).unwrap())
+    }
+
+    /// The disk that is this system's own.
+    pub(crate) fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("it has a disk of its own")
     }
 
     /// A path of the system, from here.

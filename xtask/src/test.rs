@@ -17,8 +17,9 @@ pub(crate) fn run(full: bool, args: &[String]) -> Result<ExitCode> {
         say("the virtual machines are left out: their kernels and systems are Debian's, for x86_64");
     }
     let tiers = if boots { "namespace,qemu" } else { "namespace" };
-    let boots = if full { "full" } else { "some" };
-    cargo_test(&[&["--workspace".to_owned()], args].concat(), &[("REQUIRE_TIERS", tiers), ("BOOTS", boots)])
+    let how_much = if full { "full" } else { "some" };
+    let variables = [("REQUIRE_TIERS", tiers), ("BOOTS", how_much), ("ERRORS", how_much)];
+    cargo_test(&[&["--workspace".to_owned()], args].concat(), &variables)
 }
 
 /// Runs one test of the boots, with what it says.
