@@ -8,7 +8,7 @@ use crate::machine::{Boot, Setup};
 pub(crate) const CASES: &[(&str, Case)] = &[("what_is_written_to_is_as_it_was_during_the_checkpoint", two_writers)];
 
 /// The operations of one boot: some hundred a second where the processor is an emulated one.
-const PER_BOOT: usize = 10_000;
+const PER_BOOT: usize = 4000;
 
 /// Two processes write in a system within the system, which loses its RAM again and again.
 fn two_writers(on: Setup) {
