@@ -71,6 +71,8 @@ pub(crate) struct Work<'a> {
 const FILLER: &str = "filler";
 /// What is changed both in RAM and on disk.
 const DISPUTED: [&str; 4] = ["disputed0", "disputed1", "disputed2", "tree/sub/disputed"];
+/// How many are many files.
+const MANY: usize = 150;
 /// What is made on disk only.
 const UNDISPUTED: &str = "only on disk";
 
@@ -106,7 +108,9 @@ impl Workload {
             Self::Chain => work.chain(5)?,
             Self::Full => work.full()?,
             Self::Merge => {
-                work.chain(3)?;
+                work.chain(2)?;
+                many(&system.etc())?;
+                work.checkpoint()?;
                 unmount(system.etc(), UnmountFlags::empty()).context("umount2 of /etc")?;
                 let view = work.steps.last().map_or_else(Vec::new, |step| step.view.clone());
                 work.command(&["merge"], &[0], view)?;
@@ -148,6 +152,7 @@ fn conflict(system: &System, model: &mut Model) -> Result<(Snapshot, Also)> {
         (0..15).for_each(|_| model.step());
         write_all("the user")?;
         write(&etc.join("new"), &"new\n".repeat(1000))?;
+        many(&etc)?;
         expect(&system.syncd(&["checkpoint"])?, &[0], "syncd checkpoint")?;
     }
     let mut expected = system.look();
@@ -259,6 +264,14 @@ impl Work<'_> {
         }
         Ok(())
     }
+}
+
+/// Makes so many files that it takes a disk some time to write them.
+fn many(etc: &Path) -> Result<()> {
+    let directory = etc.join("many");
+    remove(&directory)?;
+    fs::create_dir(&directory).context("mkdir many")?;
+    (0..MANY).try_for_each(|number| write(&directory.join(number.to_string()), &format!("{number}\n").repeat(1000)))
 }
 
 /// Writes a new file in the place of whatever is there.
