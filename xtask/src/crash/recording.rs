@@ -83,6 +83,8 @@ impl Recording {
         file_system.mount(plain.path(), &disk)?;
         let prepared = workload.prepare(&system, seed).and_then(|prepared| system.cut().map(|()| prepared));
         let (first, also) = ended(prepared, &disk)?;
+        // An overlay that was detached holds the file system for a moment more, and with it what is not written yet.
+        plain.open_unused()?.sync_all().context("fsync of the loop device")?;
         drop(plain);
         let base = Image::read(&File::open(&image)?)?;
 
@@ -94,6 +96,7 @@ impl Recording {
         let work = beside(neighbour.as_deref(), || workload.run(&system, &log, &first, seed));
         let work = work.and_then(|work| system.cut().map(|()| work));
         let mut steps = ended(work, &disk)?.steps;
+        recorded.open_unused()?.sync_all().context("fsync of the recorded device")?;
         drop(recorded);
         let log = Log::parse(recorder.finish()?)?;
         for step in &mut steps {

@@ -11,11 +11,11 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use rustix::fs::{FallocateFlags, fallocate, syncfs};
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
 use test_support::model::Model;
 use test_support::snapshot::{self, Snapshot};
 
+use super::file_system::unmount_for_good;
 use super::system::{System, expect, said};
 
 /// Something that a system does.
@@ -111,7 +111,7 @@ impl Workload {
                 work.chain(2)?;
                 many(&system.etc())?;
                 work.checkpoint()?;
-                unmount(system.etc(), UnmountFlags::empty()).context("umount2 of /etc")?;
+                unmount_for_good(&system.etc())?;
                 let view = work.steps.last().map_or_else(Vec::new, |step| step.view.clone());
                 work.command(&["merge"], &[0], view)?;
                 if system.checkpoints()? != 0 {
@@ -232,7 +232,7 @@ impl Work<'_> {
             self.model.step();
         }
         let view = snapshot::lines(&self.system.look());
-        unmount(self.system.etc(), UnmountFlags::empty()).context("umount2 of /etc")?;
+        unmount_for_good(&self.system.etc())?;
         let begun = self.position()?;
         let output = self.system.syncd(&["last-stage"])?;
         let acknowledged = self.position()?;
