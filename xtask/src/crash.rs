@@ -39,7 +39,7 @@ use workload::Workload;
 /// The most states of one recording: many short histories find more than one long one.
 const RECORDING: usize = 200;
 /// How many states are tried with the tests.
-const SAMPLE: usize = 480;
+const SAMPLE: usize = 240;
 /// From this number of states on it pays to optimise what is tried.
 const MANY: usize = 2000;
 
