@@ -222,6 +222,9 @@ impl Work<'_> {
     /// A checkpoint, with which the reserve comes; a disk that is filled; and the end of a shutdown.
     fn reserve(&mut self) -> Result<()> {
         self.chain(1)?;
+        // What was done at random may have come to nothing, and with no checkpoint there is no reserve.
+        fs::write(self.system.etc().join("first"), "first\n").context("write of first")?;
+        self.checkpoint()?;
         let reserve = self.system.store().join("reserve");
         if !reserve.exists() {
             bail!("there is no reserve");
