@@ -7,6 +7,7 @@
 
 mod device;
 mod file_system;
+mod found;
 mod image;
 mod log;
 mod recording;
@@ -15,23 +16,21 @@ mod states;
 mod system;
 mod workload;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use comfy_table::{CellAlignment, Table, presets};
 use fastrand::Rng;
 
 use crate::disk::detach_all;
 use crate::say::say;
 use crate::{build, namespace, packages};
 use file_system::FileSystem;
+use found::{Found, Row};
 use recording::{Recording, Subject};
 use recovery::Scratch;
 use states::{Distinct, State, States};
@@ -39,6 +38,8 @@ use workload::Workload;
 
 /// The most states of one recording: many short histories find more than one long one.
 const RECORDING: usize = 200;
+/// How many states are tried with the tests.
+const SAMPLE: usize = 240;
 /// From this number of states on it pays to optimise what is tried.
 const MANY: usize = 2000;
 
@@ -57,9 +58,12 @@ pub(crate) struct Options {
     /// What is recorded [default: all]
     #[arg(long, value_name = "NAME", num_args = 1..)]
     workload: Vec<Workload>,
-    /// How many at a time [default: one for each processor]
+    /// How many at a time [default: two for each processor, as disks make them wait]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
+    /// Go on after a violation, and count them all
+    #[arg(long)]
+    all: bool,
     /// Boot once more from a state of a recording that was kept
     #[arg(long, value_name = "DIR", requires = "state")]
     replay: Option<PathBuf>,
@@ -76,21 +80,12 @@ struct Task {
     states: usize,
 }
 
-/// What came of one file system and workload.
-#[derive(Debug, Default, Clone, Copy)]
-struct Row {
-    writes: usize,
-    flushes: usize,
-    states: usize,
-    violations: usize,
-    time: Duration,
+/// A few states of each file system and workload, for every change.
+pub(crate) fn sample() -> Result<ExitCode> {
+    say("power cuts at some moments");
+    let (fs, workload) = (Vec::new(), Vec::new());
+    run(&Options { states: SAMPLE, seed: 1, fs, workload, jobs: None, all: false, replay: None, state: None })
 }
-
-type Rows = BTreeMap<(FileSystem, Workload), Row>;
-
-/// A state after which the system is not what it must be.
-#[derive(Debug)]
-struct Violation(String);
 
 /// Runs it.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
@@ -98,25 +93,26 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     packages::ensure_recorder()?;
     let profile: &[&str] = if options.states >= MANY { &["--release"] } else { &[] };
     say("building early and syncd");
-    let early = build::binary("early", profile, &[])?;
-    let syncd = build::binary("syncd", profile, &[])?;
-    let binaries = early.parent().context("early is nowhere")?;
-    if syncd.parent() != Some(binaries) {
-        bail!("early and syncd are not in one directory");
-    }
+    let built = [build::binary("early", profile, &[])?, build::binary("syncd", profile, &[])?];
     namespace::enter()?;
     let place = tempfile::Builder::new().prefix("eo-crash-").tempdir().context("creating a temporary directory")?;
-    let result = in_ram(place.path()).and_then(|()| match (&options.replay, options.state) {
-        (Some(recording), Some(state)) => replay(recording, state, place.path(), binaries),
-        _ => campaign(options, place.path(), binaries),
+    let result = in_ram(place.path()).and_then(|()| {
+        // Whoever builds something meanwhile does not change what is tried.
+        let binaries = place.path().join("bin");
+        fs::create_dir(&binaries)?;
+        for path in &built {
+            let name = path.file_name().context("a program without a name")?;
+            fs::copy(path, binaries.join(name)).with_context(|| format!("copying {}", path.display()))?;
+        }
+        match (&options.replay, options.state) {
+            (Some(recording), Some(state)) => replay(recording, state, place.path(), &binaries),
+            _ => campaign(options, place.path(), &binaries),
+        }
     });
     // Before the directory goes: what is mounted in it must not go with it.
     detach_all(place.path())?;
     place.close().context("removing the temporary directory")?;
-    match result? {
-        None => Ok(ExitCode::SUCCESS),
-        Some(Violation(words)) => bail!("{words}"),
-    }
+    result.map(|()| ExitCode::SUCCESS)
 }
 
 /// Disks and logs are in RAM: nothing of this has to outlive a power cut.
@@ -125,122 +121,108 @@ fn in_ram(place: &Path) -> Result<()> {
     mount("tmpfs", place, "tmpfs", MountFlags::empty(), Some(c"mode=0700")).context("mount a tmpfs")
 }
 
-fn campaign(options: &Options, place: &Path, binaries: &Path) -> Result<Option<Violation>> {
-    let all = |wanted: &[FileSystem]| if wanted.is_empty() { FileSystem::ALL.to_vec() } else { wanted.to_vec() };
-    let file_systems = all(&options.fs);
+fn campaign(options: &Options, place: &Path, binaries: &Path) -> Result<()> {
+    let file_systems = if options.fs.is_empty() { FileSystem::ALL.to_vec() } else { options.fs.clone() };
     let workloads = if options.workload.is_empty() { Workload::ALL.to_vec() } else { options.workload.clone() };
-    let jobs = options.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into)).max(1);
-    let begun = Instant::now();
-    let mut rows = Rows::new();
+    let processors = std::thread::available_parallelism().map_or(1, Into::into);
+    let jobs = options.jobs.unwrap_or(2 * processors).max(1);
     let pairs = file_systems.len() * workloads.len();
-    // Every round makes new recordings, in turn with and without somebody else who syncs; two of them at the least.
-    for round in 0u64.. {
-        let done: usize = rows.values().map(|row| row.states).sum();
-        if done >= options.states && round >= 2 {
+    let begun = Instant::now();
+    let found = Found::new(options.all);
+    // Every round makes new recordings.
+    for round in 0.. {
+        let done = found.sum();
+        if done.states >= options.states || found.is_ended() {
             break;
         }
         if round > 1000 {
-            bail!("there are only {done} distinct states");
+            bail!("there are only {} distinct states", done.states);
         }
-        let left = options.states.saturating_sub(done) / if round == 0 { 2 } else { 1 };
-        let states = left.div_ceil(pairs).clamp(2, RECORDING);
+        if round > 0 {
+            say(&format!("{} states, {} violations, {:.0?}", done.states, done.violations, begun.elapsed()));
+        }
+        let states = (options.states - done.states).div_ceil(pairs).clamp(2, RECORDING);
         let mut tasks = Vec::new();
-        for &workload in &workloads {
-            for &file_system in &file_systems {
+        for (row, &workload) in workloads.iter().enumerate() {
+            for (column, &file_system) in file_systems.iter().enumerate() {
                 let number = tasks.len();
-                let seed = options.seed.wrapping_mul(1_000_003).wrapping_add(round * 1000 + number as u64);
-                let subject = Subject { file_system, workload, seed, busy: round % 2 == 1 };
+                let seed = options.seed.wrapping_mul(1_000_003).wrapping_add((round * 1000 + number) as u64);
+                // In four rounds, each pair in all four manners; in each round, each file system and workload in several.
+                let manner = (round + row + column) % 4;
+                let (busy, slow) = (manner % 2 == 1, manner == 0 || manner == 3);
+                let subject = Subject { file_system, workload, seed, busy, slow };
                 tasks.push(Task { number, subject, states });
             }
         }
         let place = place.join(round.to_string());
         fs::create_dir(&place)?;
-        let violation = round_of(tasks, jobs, &place, binaries, &mut rows)?;
-        if violation.is_some() {
-            show(&rows, begun.elapsed());
-            return Ok(violation);
-        }
+        round_of(tasks, jobs, &place, binaries, &found)?;
         fs::remove_dir_all(&place).context("unlink of a round")?;
     }
-    show(&rows, begun.elapsed());
-    Ok(None)
+    found.verdict(begun.elapsed())
 }
 
-/// Does all tasks, some at a time, until one finds something.
-fn round_of(
-    tasks: Vec<Task>,
-    jobs: usize,
-    place: &Path,
-    binaries: &Path,
-    rows: &mut Rows,
-) -> Result<Option<Violation>> {
-    let stop = AtomicBool::new(false);
-    let (tasks, shared) = (Mutex::new(tasks.into_iter()), Mutex::new(rows));
-    let next = || tasks.lock().ok().and_then(|mut tasks| tasks.next());
-    let worker = || -> Result<Option<Violation>> {
-        while let Some(task) = next().filter(|_| !stop.load(Ordering::Relaxed)) {
+/// Does all tasks, some at a time.
+fn round_of(tasks: Vec<Task>, jobs: usize, place: &Path, binaries: &Path, found: &Found) -> Result<()> {
+    let tasks = Mutex::new(tasks.into_iter());
+    let next = || tasks.lock().ok().and_then(|mut tasks| tasks.next()).filter(|_| !found.is_ended());
+    let worker = || -> Result<()> {
+        while let Some(task) = next() {
             let place = place.join(task.number.to_string());
             fs::create_dir(&place)?;
             let mut row = Row::default();
             let begun = Instant::now();
-            let done = one(&task, &place, binaries, &stop, &mut row);
+            let done = one(&task, &place, binaries, found, &mut row).with_context(|| task.subject.to_string());
             row.time = begun.elapsed();
-            if let Ok(mut rows) = shared.lock() {
-                rows.entry((task.subject.file_system, task.subject.workload)).or_default().add(row);
-            }
-            if !matches!(done, Ok(None)) {
-                stop.store(true, Ordering::Relaxed);
+            found.add(task.subject, row);
+            if done.is_err() {
+                found.end();
                 return done;
             }
             fs::remove_dir_all(&place).with_context(|| format!("unlink {}", place.display()))?;
         }
-        Ok(None)
+        Ok(())
     };
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(worker)).collect();
         let ends = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| bail!("a worker panicked")));
-        let ends: Vec<_> = ends.collect();
-        let mut first = Ok(None);
-        for end in ends {
-            if !matches!(end, Ok(None)) {
-                first = end;
-            }
-        }
-        first
+        ends.collect::<Vec<_>>().into_iter().collect()
     })
 }
 
 /// Makes one recording, and boots from its states.
-fn one(task: &Task, place: &Path, binaries: &Path, stop: &AtomicBool, row: &mut Row) -> Result<Option<Violation>> {
-    let Subject { file_system, workload, seed, busy } = task.subject;
-    let what = format!("{} {} seed {seed}{}", file_system.name(), workload.name(), if busy { " busy" } else { "" });
-    let recording = Recording::make(task.subject, place, binaries).with_context(|| what.clone())?;
-    row.flushes = recording.log.entries().iter().filter(|entry| entry.flush).count();
-    row.writes = recording.log.entries().len() - row.flushes;
-    let plan = states::plan(&recording.base, &recording.log, task.states, &mut Rng::with_seed(seed));
-    let scratch = Scratch::new(file_system, place, binaries)?;
-    let mut states = States::new(&recording.base, &recording.log);
+fn one(task: &Task, place: &Path, binaries: &Path, found: &Found, row: &mut Row) -> Result<()> {
+    let subject = task.subject;
+    let recording = Recording::make(subject, place, binaries)?;
+    let log = &recording.log;
+    row.flushes = log.entries().iter().filter(|entry| entry.flush).count();
+    row.writes = log.entries().len() - row.flushes;
+    let moments: Vec<_> = recording.steps.iter().map(|step| step.acknowledged).collect();
+    let plan = states::plan(&recording.base, log, &moments, task.states, &mut Rng::with_seed(subject.seed));
+    let mut scratch = Scratch::new(&recording, place, binaries)?;
+    let mut states = States::new(&recording.base, log);
     for distinct in &plan {
-        if stop.load(Ordering::Relaxed) {
+        if found.is_ended() {
             break;
         }
+        let verdict = scratch.check(distinct, &states.image(distinct.first()))?;
         row.states += 1;
-        let image = states.image(distinct.state);
-        let verdict = scratch.check(&recording, distinct, &image).with_context(|| what.clone())?;
-        let Some(words) = verdict else { continue };
+        row.trees = scratch.trees();
+        let Some((state, words)) = verdict else { continue };
         row.violations += 1;
+        if row.violations > 1 {
+            continue;
+        }
         let kept = keep(&recording)?;
-        return Ok(Some(Violation(format!(
-            "{what}: after {} states, a cut after request {} of {}, without {}:\n{words}\nagain: cargo xtask crash --replay {} --state {}",
-            row.states,
-            distinct.state.at,
-            recording.log.entries().len(),
-            states::missing(&recording.log, distinct.state),
+        found.violation(&format!(
+            "{subject}: a cut after request {} of {}, without {}:\n{words}\nagain: cargo xtask crash --replay {} --state {state}",
+            state.at,
+            log.entries().len(),
+            states::missing(log, state),
             kept.display(),
-            distinct.state,
-        ))));
+        ));
     }
-    Ok(None)
+    Ok(())
 }
 
 /// Keeps a recording that shows something.
@@ -252,55 +234,20 @@ fn keep(recording: &Recording) -> Result<PathBuf> {
     Ok(directory)
 }
 
-fn replay(directory: &Path, state: State, place: &Path, binaries: &Path) -> Result<Option<Violation>> {
+fn replay(directory: &Path, state: State, place: &Path, binaries: &Path) -> Result<()> {
     let recording = Recording::load(directory)?;
     if state.at > recording.log.entries().len() {
         bail!("there are only {} requests", recording.log.entries().len());
     }
     let image = States::new(&recording.base, &recording.log).image(state);
-    let scratch = Scratch::new(recording.subject.file_system, place, binaries)?;
     for step in &recording.steps {
         say(&format!("{}: begun at request {}, acknowledged at {}", step.what, step.begun, step.acknowledged));
     }
     say(&format!("without {}", states::missing(&recording.log, state)));
-    let verdict = scratch.check(&recording, &Distinct { state, points: vec![state.at] }, &image)?;
-    if verdict.is_none() {
-        say("it is as it must be");
+    let mut scratch = Scratch::new(&recording, place, binaries)?;
+    if let Some((_, words)) = scratch.check(&Distinct(vec![state]), &image)? {
+        bail!("{words}");
     }
-    Ok(verdict.map(Violation))
-}
-
-impl Row {
-    fn add(&mut self, other: Self) {
-        self.writes += other.writes;
-        self.flushes += other.flushes;
-        self.states += other.states;
-        self.violations += other.violations;
-        self.time += other.time;
-    }
-
-    fn cells(&self) -> [String; 6] {
-        let seconds = self.time.as_secs_f64();
-        let rate = f64::from(u32::try_from(self.states).unwrap_or(u32::MAX)) / seconds.max(0.001);
-        let numbers = [self.writes, self.flushes, self.states, self.violations].map(|number| number.to_string());
-        let [writes, flushes, states, violations] = numbers;
-        [writes, flushes, states, violations, format!("{seconds:.0}"), format!("{rate:.0}")]
-    }
-}
-
-fn show(rows: &Rows, time: Duration) {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN);
-    table.set_header(["file system", "workload", "writes", "flushes", "states", "violations", "seconds", "states/s"]);
-    let mut sum = Row::default();
-    for ((file_system, workload), row) in rows {
-        table.add_row([file_system.name(), workload.name()].into_iter().chain(row.cells()));
-        sum.add(*row);
-    }
-    sum.time = time;
-    table.add_row(["all".to_owned(), String::new()].into_iter().chain(sum.cells()));
-    for column in table.column_iter_mut().skip(2) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    say(&table.to_string());
+    say("it is as it must be");
+    Ok(())
 }

@@ -137,7 +137,9 @@ pub fn difference(expected: &Snapshot, found: &Snapshot) -> Option<String> {
 
 fn show(object: Option<&Object>) -> String {
     let Some(object) = object else { return "nothing".to_owned() };
-    let shown: String = String::from_utf8_lossy(&object.content).chars().take(40).collect();
+    // No character has more than four bytes.
+    let beginning = &object.content[..object.content.len().min(4 * 40)];
+    let shown: String = String::from_utf8_lossy(beginning).chars().take(40).collect();
     let xattrs: Vec<_> = object
         .xattrs
         .iter()

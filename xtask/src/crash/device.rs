@@ -3,14 +3,23 @@
 //! A loop device goes with the last descriptor of it, however we end: it is detached as soon as it is held.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::OFlags;
 
 use crate::disk::run;
 use crate::packages;
+
+/// How many writes a slow device does in a second.
+const SLOW: u32 = 500;
+
+/// How long something that comes by itself may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A loop device.
 #[derive(Debug)]
@@ -41,6 +50,21 @@ impl Loop {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Opens it to write, once nothing is mounted from it any more.
+    pub(crate) fn open_unused(&self) -> Result<File> {
+        let mut options = File::options();
+        options.write(true).custom_flags(i32::try_from(OFlags::EXCL.bits())?);
+        let begun = Instant::now();
+        loop {
+            match options.open(&self.path) {
+                Err(error) if error.kind() == ErrorKind::ResourceBusy && begun.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                other => return other.with_context(|| format!("open {}", self.path.display())),
+            }
+        }
+    }
 }
 
 /// A block device whose log has every write and flush, in the order in which they were completed.
@@ -51,19 +75,29 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// Shows the disk in the file `image` as the file `export`, and writes down what happens to it in `log`.
-    pub(crate) fn start(image: &Path, export: &Path, log: &Path) -> Result<Self> {
+    /// Shows the disk in the file `image` as the file `export`, and writes down what happens to it in `log`. On a slow
+    /// one there is time for something to happen between a write and its end.
+    pub(crate) fn start(image: &Path, export: &Path, log: &Path, slow: bool) -> Result<Self> {
         for file in [export, log] {
             File::create(file).with_context(|| format!("creat {}", file.display()))?;
         }
         let of = |name: &str, path: &Path| format!("driver=file,node-name={name},filename={}", path.display());
         // It must not outlive us: what is mounted from it would wait for it.
-        let daemon = Command::new("setpriv")
+        let mut command = Command::new("setpriv");
+        command
             .args(["--pdeathsig", "KILL", "qemu-storage-daemon"])
             .args(["--blockdev", &of("disk", image), "--blockdev", &of("log", log)])
-            .args(["--blockdev", "driver=blklogwrites,node-name=recorder,file=disk,log=log"])
+            .args(["--blockdev", "driver=blklogwrites,node-name=recorder,file=disk,log=log"]);
+        let mut seen = "recorder";
+        if slow {
+            seen = "slow";
+            let limit = format!(r#"{{"qom-type":"throttle-group","id":"limit","limits":{{"iops-write":{SLOW}}}}}"#);
+            command.args(["--object", &limit]);
+            command.args(["--blockdev", "driver=throttle,node-name=slow,throttle-group=limit,file=recorder"]);
+        }
+        let daemon = command
             .arg("--export")
-            .arg(format!("type=fuse,id=export,node-name=recorder,writable=on,mountpoint={}", export.display()))
+            .arg(format!("type=fuse,id=export,node-name={seen},writable=on,mountpoint={}", export.display()))
             .env("PATH", packages::path())
             .stdin(Stdio::null())
             .spawn()
@@ -74,7 +108,7 @@ impl Recorder {
             if let Some(status) = recorder.daemon.try_wait()? {
                 bail!("qemu-storage-daemon: {status}");
             }
-            if begun.elapsed() > Duration::from_secs(20) {
+            if begun.elapsed() > PATIENCE {
                 bail!("qemu-storage-daemon shows no disk");
             }
             std::thread::sleep(Duration::from_millis(10));

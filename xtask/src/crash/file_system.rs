@@ -3,12 +3,14 @@
 use std::ffi::CStr;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use super::device::PATIENCE;
 use crate::disk::run;
 
 /// A file system, with how it is mounted.
@@ -58,8 +60,14 @@ impl FileSystem {
             Self::Btrfs => ("btrfs", None),
             Self::Xfs => ("xfs", None),
         };
-        mount(device, at, kind, MountFlags::empty(), options)
-            .with_context(|| format!("mount {} as {kind}", device.display()))
+        let begun = Instant::now();
+        loop {
+            match mount(device, at, kind, MountFlags::empty(), options) {
+                // A program that is just being started holds, until it runs, whatever was open here.
+                Err(Errno::BUSY) if begun.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(10)),
+                other => return other.with_context(|| format!("mount {} as {kind}", device.display())),
+            }
+        }
     }
 
     /// Its name on the command line.
@@ -70,11 +78,11 @@ impl FileSystem {
 
 /// Unmounts, and so writes everything. What was detached a moment ago may still hold it.
 pub(crate) fn unmount_for_good(at: &Path) -> Result<()> {
-    for _ in 0..100 {
+    let begun = Instant::now();
+    loop {
         match unmount(at, UnmountFlags::empty()) {
-            Err(Errno::BUSY) => std::thread::sleep(std::time::Duration::from_millis(20)),
+            Err(Errno::BUSY) if begun.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(10)),
             other => return other.with_context(|| format!("umount2 {}", at.display())),
         }
     }
-    unmount(at, UnmountFlags::empty()).with_context(|| format!("umount2 {}", at.display()))
 }

@@ -1,7 +1,7 @@
 //! The contents of a disk as a value: blocks that are shared between images until they differ, and a digest that is the
 //! same for the same contents, whatever the order of the writes was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -18,6 +18,8 @@ pub(crate) const BLOCK: usize = 4096;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Image {
     blocks: BTreeMap<u64, Arc<Block>>,
+    /// The sum of the blocks' digests.
+    sum: u128,
 }
 
 #[derive(Debug)]
@@ -51,27 +53,53 @@ impl Image {
     /// Writes bytes, within one block or over several.
     pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) {
         for (offset, piece) in pieces(offset, bytes) {
-            let number = offset / BLOCK as u64;
+            let (number, within) = place(offset);
             let mut block = self.block(number).copied().unwrap_or([0; BLOCK]);
-            let within = usize::try_from(offset % BLOCK as u64).unwrap_or_default();
             block[within..within + piece.len()].copy_from_slice(piece);
             self.set(number, &block);
         }
     }
 
     fn set(&mut self, number: u64, bytes: &[u8; BLOCK]) {
-        if *bytes == [0; BLOCK] {
-            self.blocks.remove(&number);
-        } else {
-            let digest = xxh3_128_with_seed(bytes, number);
-            self.blocks.insert(number, Arc::new(Block { bytes: *bytes, digest }));
-        }
+        let digest = digest(number, bytes);
+        let old = match digest {
+            0 => self.blocks.remove(&number),
+            _ => self.blocks.insert(number, Arc::new(Block { bytes: *bytes, digest })),
+        };
+        self.sum = self.sum.wrapping_sub(old.map_or(0, |old| old.digest)).wrapping_add(digest);
     }
 
     /// The same for the same contents.
+    #[cfg(test)]
     pub(crate) fn digest(&self) -> u128 {
-        self.blocks.values().fold(0, |sum, block| sum.wrapping_add(block.digest))
+        self.sum
     }
+
+    /// The digest after more writes, which are not made.
+    pub(crate) fn digest_with<'a>(&self, writes: impl Iterator<Item = (u64, &'a [u8])>) -> u128 {
+        let mut changed: HashMap<u64, [u8; BLOCK]> = HashMap::new();
+        for (offset, bytes) in writes {
+            for (offset, piece) in pieces(offset, bytes) {
+                let (number, within) = place(offset);
+                let block = changed.entry(number).or_insert_with(|| self.block(number).copied().unwrap_or([0; BLOCK]));
+                block[within..within + piece.len()].copy_from_slice(piece);
+            }
+        }
+        changed.iter().fold(self.sum, |sum, (&number, bytes)| {
+            let old = self.blocks.get(&number).map_or(0, |block| block.digest);
+            sum.wrapping_sub(old).wrapping_add(digest(number, bytes))
+        })
+    }
+}
+
+/// The number of the block that a byte is in, and where in it.
+fn place(offset: u64) -> (u64, usize) {
+    (offset / BLOCK as u64, usize::try_from(offset % BLOCK as u64).unwrap_or_default())
+}
+
+/// The digest of one block, which depends on where it is; 0 for zeros.
+fn digest(number: u64, bytes: &[u8; BLOCK]) -> u128 {
+    if *bytes == [0; BLOCK] { 0 } else { xxh3_128_with_seed(bytes, number) }
 }
 
 /// A write, cut where blocks end.
@@ -121,6 +149,7 @@ mod tests {
     #[test]
     fn the_digest_is_of_the_contents() {
         let mut one = Image::default();
+        assert_eq!(one.digest(), 0);
         one.write(512, &[1; 1024]);
         one.write(9000, &[2; 5]);
         let mut other = Image::default();
@@ -130,11 +159,18 @@ mod tests {
         other.write(512, &[1; 1024]);
         other.write(1 << 20, &[0; BLOCK]);
         assert_eq!(one.digest(), other.digest());
+        let writes = [(9000, &[7; 5][..]), (BLOCK as u64 - 1, &[8; 2]), (512, &[0; 1024])];
+        let foreseen = one.digest_with(writes.into_iter());
+        assert_ne!(foreseen, one.digest());
+        for (offset, bytes) in writes {
+            one.write(offset, bytes);
+        }
+        assert_eq!(foreseen, one.digest());
         // The same bytes in another place are something else.
         let mut moved = Image::default();
         moved.write(512 + BLOCK as u64, &[1; 1024]);
         moved.write(9000, &[2; 5]);
-        assert_ne!(one.digest(), moved.digest());
+        assert_ne!(other.digest(), moved.digest());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A recording: what the disk held, what was written to it, and what was done meanwhile. It can be kept, to look at one
 //! of its states again.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,17 @@ pub(crate) struct Subject {
     pub seed: u64,
     /// Something else writes to the same file system meanwhile, and syncs: it makes things durable that nobody asked for.
     pub busy: bool,
+    /// The disk takes its time.
+    pub slow: bool,
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file_system, workload, seed, .. } = self;
+        write!(f, "{} {} seed {seed}", file_system.name(), workload.name())?;
+        let words = [(self.busy, " beside another writer"), (self.slow, " on a slow disk")];
+        words.iter().filter(|(is, _)| *is).try_for_each(|(_, word)| f.write_str(word))
+    }
 }
 
 /// A recording.
@@ -53,6 +65,7 @@ struct Kept {
     workload: String,
     seed: u64,
     busy: bool,
+    slow: bool,
     steps: Vec<Step>,
     also: Also,
 }
@@ -70,17 +83,20 @@ impl Recording {
         file_system.mount(plain.path(), &disk)?;
         let prepared = workload.prepare(&system, seed).and_then(|prepared| system.cut().map(|()| prepared));
         let (first, also) = ended(prepared, &disk)?;
+        // An overlay that was detached holds the file system for a moment more, and with it what is not written yet.
+        plain.open_unused()?.sync_all().context("fsync of the loop device")?;
         drop(plain);
         let base = Image::read(&File::open(&image)?)?;
 
         let (export, log) = (place.join("export"), place.join("log"));
-        let recorder = Recorder::start(&image, &export, &log)?;
+        let recorder = Recorder::start(&image, &export, &log, subject.slow)?;
         let recorded = Loop::on(&export)?;
         file_system.mount(recorded.path(), &disk)?;
         let neighbour = subject.busy.then(|| disk.join("neighbour"));
         let work = beside(neighbour.as_deref(), || workload.run(&system, &log, &first, seed));
         let work = work.and_then(|work| system.cut().map(|()| work));
         let mut steps = ended(work, &disk)?.steps;
+        recorded.open_unused()?.sync_all().context("fsync of the recorded device")?;
         drop(recorded);
         let log = Log::parse(recorder.finish()?)?;
         for step in &mut steps {
@@ -97,7 +113,7 @@ impl Recording {
     /// and those of the steps that had begun since.
     pub(crate) fn allowed(&self, at: usize) -> &[Step] {
         let last = self.steps.iter().rposition(|step| step.acknowledged <= at).unwrap_or(0);
-        let begun = self.steps[last..].iter().take_while(|step| step.begun <= at).count();
+        let begun = self.steps[last..].iter().take_while(|step| step.begun < at).count();
         &self.steps[last..last + begun.max(1)]
     }
 
@@ -107,7 +123,7 @@ impl Recording {
             fs::remove_dir_all(directory).with_context(|| format!("unlink {}", directory.display()))?;
         }
         fs::create_dir_all(directory).with_context(|| format!("mkdir {}", directory.display()))?;
-        let Subject { file_system, workload, seed, busy } = self.subject;
+        let Subject { file_system, workload, seed, busy, slow } = self.subject;
         let image = File::create(directory.join("base")).context("creat base")?;
         image.set_len(file_system.bytes()).context("ftruncate of base")?;
         for number in self.base.numbers() {
@@ -116,7 +132,7 @@ impl Recording {
         }
         fs::write(directory.join("log"), self.log.bytes()).context("write of the log")?;
         let (steps, also) = (self.steps.clone(), self.also.clone());
-        let kept = Kept { file_system: file_system.name(), workload: workload.name(), seed, busy, steps, also };
+        let kept = Kept { file_system: file_system.name(), workload: workload.name(), seed, busy, slow, steps, also };
         fs::write(directory.join("steps.json"), serde_json::to_vec_pretty(&kept)?).context("write of the steps")
     }
 
@@ -133,6 +149,7 @@ impl Recording {
             workload: Workload::from_str(&kept.workload, false).map_err(unknown)?,
             seed: kept.seed,
             busy: kept.busy,
+            slow: kept.slow,
         };
         let base = Image::read(&File::open(directory.join("base")).context("open base")?)?;
         Ok(Self { subject, base, log: Log::parse(read("log")?)?, steps: kept.steps, also: kept.also })

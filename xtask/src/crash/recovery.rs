@@ -1,60 +1,86 @@
 //! The next boot, from one state of the disk, and what it has to show.
 //!
 //! One file and one loop device serve for all states: what differs from the next one is written through the device, so
-//! that neither its cache nor the file is ever behind the other.
+//! that neither its cache nor the file is ever behind the other. Every state is mounted and compared. Where the file
+//! system then shows a tree that has been booted from already, as most do, what that came to is known.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use ephemeral_overlay::attributes::Handle;
+use ephemeral_overlay::token::Token;
 use test_support::snapshot;
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::device::Loop;
-use super::file_system::{FileSystem, unmount_for_good};
+use super::file_system::unmount_for_good;
 use super::image::{BLOCK, Image, blocks_with_data};
 use super::recording::Recording;
-use super::states::Distinct;
+use super::states::{Distinct, State};
 use super::system::{System, expect, said};
+use super::workload::Step;
 use crate::disk::detach_all;
 
-/// A disk that takes any state, and a place to mount it.
+/// A disk that takes any state of one recording, and a place to mount it.
 #[derive(Debug)]
-pub(crate) struct Scratch {
+pub(crate) struct Scratch<'a> {
+    recording: &'a Recording,
     file: File,
     device: Loop,
-    file_system: FileSystem,
     disk: PathBuf,
     system: System,
+    /// What came of the boots so far, by the tree that the disk showed before.
+    boots: HashMap<u128, Result<Boot, String>>,
 }
 
-/// Why a state is wrong, in words; nothing when it is right.
-pub(crate) type Verdict = Option<String>;
+/// What came of a boot.
+#[derive(Debug)]
+struct Boot {
+    /// What `/etc` shows.
+    view: Vec<String>,
+    /// What the merge said.
+    said: String,
+}
 
-impl Scratch {
+/// Which state is wrong, and why, in words; nothing when all are right.
+pub(crate) type Verdict = Option<(State, String)>;
+
+impl<'a> Scratch<'a> {
     /// A disk in the directory `place`.
-    pub(crate) fn new(file_system: FileSystem, place: &Path, binaries: &Path) -> Result<Self> {
+    pub(crate) fn new(recording: &'a Recording, place: &Path, binaries: &Path) -> Result<Self> {
         let (path, disk) = (place.join("scratch"), place.join("recovered"));
         let file = File::create_new(&path).with_context(|| format!("creat {}", path.display()))?;
-        file.set_len(file_system.bytes()).context("ftruncate of the disk")?;
+        file.set_len(recording.subject.file_system.bytes()).context("ftruncate of the disk")?;
         fs::create_dir(&disk).with_context(|| format!("mkdir {}", disk.display()))?;
-        let system = System::on(&disk, place, binaries)?;
-        Ok(Self { file: File::open(&path)?, device: Loop::on(&path)?, file_system, disk, system })
+        let mut system = System::on(&disk, place, binaries)?;
+        system.one_thread = true;
+        let (file, device) = (File::open(&path)?, Loop::on(&path)?);
+        Ok(Self { recording, file, device, disk, system, boots: HashMap::new() })
     }
 
-    /// Boots from a state, and compares.
-    pub(crate) fn check(&self, recording: &Recording, state: &Distinct, image: &Image) -> Result<Verdict> {
+    /// How many different trees the file system has shown.
+    pub(crate) fn trees(&self) -> usize {
+        self.boots.len()
+    }
+
+    /// Boots from what all of some states have on the disk, and compares.
+    pub(crate) fn check(&mut self, states: &Distinct, image: &Image) -> Result<Verdict> {
         self.load(image)?;
-        if let Err(error) = self.file_system.mount(self.device.path(), &self.disk) {
-            return Ok(Some(format!("the file system is lost: {error:#}")));
+        if let Err(error) = self.recording.subject.file_system.mount(self.device.path(), &self.disk) {
+            return Ok(Some((states.first(), format!("the file system is lost: {error:#}"))));
         }
         // A file that cannot be read makes a snapshot panic.
-        let verdict = catch_unwind(AssertUnwindSafe(|| self.boot(recording, state)));
+        let verdict = catch_unwind(AssertUnwindSafe(|| self.judge(states)));
         let verdict = match verdict {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(format!("{error:#}")),
-            Err(panic) => Some(words_of(panic.as_ref())),
+            Ok(Ok(verdict)) => verdict,
+            Ok(Err(error)) => Some((states.first(), format!("{error:#}"))),
+            Err(panic) => Some((states.first(), words_of(panic.as_ref()))),
         };
         if verdict.is_some() {
             detach_all(&self.disk)?;
@@ -66,7 +92,7 @@ impl Scratch {
 
     /// Makes the disk hold an image.
     fn load(&self, image: &Image) -> Result<()> {
-        let device = File::options().write(true).open(self.device.path()).context("open of the loop device")?;
+        let device = self.device.open_unused()?;
         // What the last mount left in the device's cache goes to the file first.
         device.sync_all().context("fsync of the loop device")?;
         let mut present = blocks_with_data(&self.file)?;
@@ -82,38 +108,51 @@ impl Scratch {
         device.sync_all().context("fsync of the loop device")
     }
 
-    fn boot(&self, recording: &Recording, state: &Distinct) -> Result<()> {
-        let system = &self.system;
-        if let Some(filler) = &recording.also.filler {
-            let path = system.root.join(filler);
-            if path.exists() {
-                fs::remove_file(&path).with_context(|| format!("unlink {}", path.display()))?;
-                rustix::fs::syncfs(&File::open(&system.root)?).context("syncfs")?;
-            }
+    /// Boots from what is mounted, unless the same tree has been booted from before, and compares with what may be there.
+    fn judge(&mut self, states: &Distinct) -> Result<Verdict> {
+        self.make_room()?;
+        let tree = self.tree()?;
+        if !self.boots.contains_key(&tree) {
+            let boot = self.boot().map_err(|error| format!("{error:#}"));
+            self.boots.insert(tree, boot);
         }
+        match &self.boots[&tree] {
+            Ok(boot) => Ok(self.compare(states, boot)),
+            Err(words) => bail!("{words}"),
+        }
+    }
+
+    /// Removes what fills the disk.
+    fn make_room(&self) -> Result<()> {
+        let Some(filler) = &self.recording.also.filler else { return Ok(()) };
+        let path = self.system.root.join(filler);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("unlink {}", path.display())),
+            Ok(()) => rustix::fs::syncfs(&File::open(&self.system.root)?).context("syncfs"),
+        }
+    }
+
+    /// A digest of everything that a boot can see.
+    fn tree(&self) -> Result<u128> {
+        let etc = self.system.etc();
+        // A snapshot leaves it out.
+        let token = Token::read(&Handle::open(File::open(&etc)?.as_fd()), &etc)?;
+        let mut lines = vec![format!("{token:?}")];
+        for directory in [&etc, &self.system.persist()] {
+            lines.extend(snapshot::lines(&snapshot::take(directory)));
+        }
+        Ok(xxh3_128(lines.join("\n").as_bytes()))
+    }
+
+    fn boot(&self) -> Result<Boot> {
+        let (system, also) = (&self.system, &self.recording.also);
         let was_pending = !system.pending()?.is_empty();
-        let statuses: &[i32] = if recording.also.saved.is_empty() { &[0] } else { &[0, 3] };
+        let statuses: &[i32] = if also.saved.is_empty() { &[0] } else { &[0, 3] };
         let output = system.merge_at_boot()?;
         expect(&output, statuses, "the merge at boot fails")?;
-        let view = snapshot::lines(&system.look());
-        let whole = |step: &super::workload::Step| step.view == view;
-        for at in &state.points {
-            let allowed = recording.allowed(*at);
-            if !allowed.iter().any(whole) {
-                let other = recording.steps.iter().find(|step| whole(step));
-                bail!(
-                    "/etc is not what it was at `{}`{}: {}\n{}",
-                    allowed[0].what,
-                    if allowed.len() > 1 { ", nor at what had begun since" } else { "" },
-                    other.map_or("it is no checkpoint's state at all".to_owned(), |step| format!(
-                        "it is what it was at `{}`, request {}",
-                        step.what, step.acknowledged
-                    )),
-                    difference(&allowed[0].view, &view) + "\n" + &said(&output)
-                );
-            }
-        }
-        for (name, contents) in &recording.also.saved {
+        let boot = Boot { view: snapshot::lines(&system.look()), said: said(&output) };
+        for (name, contents) in &also.saved {
             self.is_saved(name, contents)?;
         }
         let mut left = system.pending()?;
@@ -122,14 +161,39 @@ impl Scratch {
             left.extend(system.unfinished()?);
         }
         if !left.is_empty() {
-            bail!("the store still holds {left:?}\n{}", said(&output));
+            bail!("the store still holds {left:?}\n{}", boot.said);
         }
         let again = system.merge_at_boot()?;
         expect(&again, &[0], "the second merge fails")?;
-        if snapshot::lines(&system.look()) != view {
+        if snapshot::lines(&system.look()) != boot.view {
             bail!("the second merge changes something: {}", said(&again));
         }
-        Ok(())
+        Ok(boot)
+    }
+
+    /// At every crash point that may leave this state, what `/etc` shows has to be what may be there.
+    fn compare(&self, states: &Distinct, boot: &Boot) -> Verdict {
+        let whole = |step: &Step| step.view == boot.view;
+        for &state in &states.0 {
+            let allowed = self.recording.allowed(state.at);
+            if allowed.iter().any(whole) {
+                continue;
+            }
+            let other = self.recording.steps.iter().find(|step| whole(step));
+            let words = format!(
+                "/etc is not what it was at `{}`{}: {}\n{}\n{}",
+                allowed[0].what,
+                if allowed.len() > 1 { ", nor at what had begun since" } else { "" },
+                other.map_or("it is no checkpoint's state at all".to_owned(), |step| format!(
+                    "it is what it was at `{}`, request {}",
+                    step.what, step.acknowledged
+                )),
+                difference(&allowed[0].view, &boot.view),
+                boot.said,
+            );
+            return Some((state, words));
+        }
+        None
     }
 
     /// The version that lost is in the store.

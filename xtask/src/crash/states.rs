@@ -21,17 +21,22 @@ use super::log::Log;
 pub(crate) struct State {
     /// How many requests had been completed.
     pub at: usize,
-    /// Which of those since the last flush are there: all, or a choice that this number makes.
+    /// Which of those since the last flush are there: all, or a choice that this number makes; [`NOTHING`] for none.
     pub choice: Option<u64>,
 }
 
-/// States with the same contents.
+/// The choice of nothing but what is durable.
+const NOTHING: u64 = 0;
+
+/// States with the same contents, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Distinct {
+pub(crate) struct Distinct(pub Vec<State>);
+
+impl Distinct {
     /// One of them.
-    pub state: State,
-    /// All crash points after which the disk may have these contents, in order.
-    pub points: Vec<usize>,
+    pub(crate) fn first(&self) -> State {
+        self.0[0]
+    }
 }
 
 impl fmt::Display for State {
@@ -64,6 +69,8 @@ enum Manner {
     AllBut(usize),
     /// This request only.
     Only(usize),
+    /// None.
+    Nothing,
 }
 
 /// The states of one log, from the first crash point to the last, over what the disk held before.
@@ -84,19 +91,26 @@ impl<'a> States<'a> {
 
     /// The contents of a state. Crash points must not go back.
     pub(crate) fn image(&mut self, state: State) -> Image {
-        let entries = self.log.entries();
-        let from = flushed(self.log, state.at);
-        while self.applied < from {
-            let entry = &entries[self.applied];
-            self.durable.write(entry.offset, self.log.data(entry));
-            self.applied += 1;
-        }
+        self.advance(state.at);
         let mut image = self.durable.clone();
-        for (index, offset, piece) in chosen(self.log, state) {
-            debug_assert!(index >= from, "what is durable is applied already");
-            image.write(offset, piece);
-        }
+        chosen(self.log, state).for_each(|(_, offset, piece)| image.write(offset, piece));
         image
+    }
+
+    /// The digest of these contents.
+    fn digest(&mut self, state: State) -> u128 {
+        self.advance(state.at);
+        self.durable.digest_with(chosen(self.log, state).map(|(_, offset, piece)| (offset, piece)))
+    }
+
+    /// Applies what is durable at a crash point.
+    fn advance(&mut self, at: usize) {
+        let from = flushed(self.log, at);
+        debug_assert!(self.applied <= from, "crash points go back");
+        for entry in &self.log.entries()[self.applied..from] {
+            self.durable.write(entry.offset, self.log.data(entry));
+        }
+        self.applied = from;
     }
 }
 
@@ -110,7 +124,10 @@ fn flushed(log: &Log, at: usize) -> usize {
 fn chosen(log: &Log, state: State) -> impl Iterator<Item = (usize, u64, &[u8])> {
     let from = flushed(log, state.at);
     let mut rng = Rng::with_seed(state.choice.unwrap_or_default());
-    let manner = state.choice.map(|_| manner(&mut rng, from, state.at));
+    let manner = state.choice.map(|choice| match choice {
+        NOTHING => Manner::Nothing,
+        _ => manner(&mut rng, from, state.at),
+    });
     (from..state.at).flat_map(move |index| {
         let entry = &log.entries()[index];
         let whole = match manner {
@@ -118,7 +135,7 @@ fn chosen(log: &Log, state: State) -> impl Iterator<Item = (usize, u64, &[u8])> 
             Some(Manner::Requests(probability)) => rng.f64() < probability,
             Some(Manner::AllBut(one)) => index != one,
             Some(Manner::Only(one)) => index == one,
-            Some(Manner::Blocks(_)) => false,
+            Some(Manner::Blocks(_) | Manner::Nothing) => false,
         };
         let mut keep = Vec::new();
         for (offset, piece) in pieces(entry.offset, log.data(entry)) {
@@ -161,40 +178,46 @@ pub(crate) fn missing(log: &Log, state: State) -> String {
     }
 }
 
-/// At most `budget` distinct states, in the order of their crash points: the prefixes of the log, evenly thinned out
-/// where they are more than half of it, and random choices.
-pub(crate) fn plan(base: &Image, log: &Log, budget: usize, rng: &mut Rng) -> Vec<Distinct> {
+/// At most `budget` distinct states, in the order of their crash points: what is durable at each of the `moments`, and
+/// of the rest prefixes of the log, evenly thinned out where they are more than half, and random choices. Each has to
+/// be right at all crash points that may leave it, wherever nothing or all is there since the last flush.
+pub(crate) fn plan(base: &Image, log: &Log, moments: &[usize], budget: usize, rng: &mut Rng) -> Vec<Distinct> {
     let end = log.entries().len();
-    let mut all: Vec<State> = (0..=end).map(|at| State { at, choice: None }).collect();
+    let mut all: Vec<State> =
+        (0..=end).flat_map(|at| [None, Some(NOTHING)].map(|choice| State { at, choice })).collect();
     let writes: Vec<usize> = (0..end).filter(|&index| !log.data(&log.entries()[index]).is_empty()).collect();
     for _ in 0..budget * 2 {
         let Some(&write) = rng.choice(&writes) else { break };
         let next = log.entries()[write..].iter().position(|entry| entry.flush).map_or(end, |flush| write + flush);
-        all.push(State { at: rng.usize(write..next.max(write + 1)) + 1, choice: Some(rng.u64(..1 << 32)) });
+        let at = rng.usize(write..next.max(write + 1)) + 1;
+        all.push(State { at, choice: Some(rng.u64(NOTHING + 1..1 << 32)) });
     }
     all.sort();
     let mut states = States::new(base, log);
     let mut known: HashMap<u128, usize> = HashMap::new();
     let mut distinct: Vec<Distinct> = Vec::new();
     for state in all {
-        let index = *known.entry(states.image(state).digest()).or_insert_with(|| {
-            distinct.push(Distinct { state, points: Vec::new() });
+        let index = *known.entry(states.digest(state)).or_insert_with(|| {
+            distinct.push(Distinct(Vec::new()));
             distinct.len() - 1
         });
-        distinct[index].points.push(state.at);
+        distinct[index].0.push(state);
     }
+    let of_a_moment = |state: &State| state.choice == Some(NOTHING) && moments.contains(&state.at);
+    let (mut plan, others): (Vec<_>, Vec<_>) =
+        distinct.into_iter().partition(|distinct| distinct.0.iter().any(of_a_moment));
     let (prefixes, mut choices): (Vec<_>, Vec<_>) =
-        distinct.into_iter().partition(|distinct| distinct.state.choice.is_none());
+        others.into_iter().partition(|distinct| distinct.first().choice.is_none());
+    let budget = budget.saturating_sub(plan.len());
     rng.shuffle(&mut choices);
     let share = prefixes.len().min((budget / 2).max(budget.saturating_sub(choices.len())));
     choices.truncate(budget - share);
     let count = prefixes.len().max(1);
     let step = |index: usize| index * share / count;
     let prefixes = prefixes.into_iter().enumerate();
-    let mut plan: Vec<_> =
-        prefixes.filter(|(index, _)| step(*index) != step(index + 1)).map(|(_, kept)| kept).collect();
+    plan.extend(prefixes.filter(|(index, _)| step(*index) != step(index + 1)).map(|(_, kept)| kept));
     plan.extend(choices);
-    plan.sort_by_key(|distinct| distinct.state);
+    plan.sort_by_key(Distinct::first);
     plan
 }
 
@@ -258,12 +281,14 @@ mod tests {
     #[test]
     fn the_same_contents_are_one_state_with_all_its_crash_points() {
         let log = example();
-        let plan = plan(&Image::default(), &log, 500, &mut Rng::with_seed(1));
-        let all = plan.iter().map(|distinct| States::new(&Image::default(), &log).image(distinct.state).digest());
+        let plan = plan(&Image::default(), &log, &[], 500, &mut Rng::with_seed(1));
+        let all = plan.iter().map(|distinct| States::new(&Image::default(), &log).digest(distinct.first()));
         assert_eq!(all.collect::<std::collections::BTreeSet<_>>().len(), plan.len());
-        // Before and after the flush the disk holds the same.
-        let flush = plan.iter().find(|distinct| distinct.points.contains(&3)).unwrap();
-        assert!(flush.points.contains(&2), "{flush:?}");
+        // Before and after the flush the disk holds the same, and after all that follows it may.
+        let flush = plan.iter().find(|distinct| distinct.first() == State { at: 2, choice: None }).unwrap();
+        for (at, choice) in [(3, None), (3, Some(NOTHING)), (4, Some(NOTHING)), (5, Some(NOTHING))] {
+            assert!(flush.0.contains(&State { at, choice }), "{flush:?}");
+        }
         // Four that the first two writes can make, and eight of which one is the same.
         assert_eq!(plan.len(), 11);
     }
@@ -272,9 +297,22 @@ mod tests {
     fn a_small_budget_thins_the_prefixes_out() {
         let entries: Vec<_> = (0..100).map(|number| Some((number * 8, 8, 1))).collect();
         let log = log(&entries);
-        let plan = plan(&Image::default(), &log, 20, &mut Rng::with_seed(1));
+        let plan = plan(&Image::default(), &log, &[], 20, &mut Rng::with_seed(1));
         assert_eq!(plan.len(), 20);
-        assert_eq!(plan.iter().filter(|distinct| distinct.state.choice.is_none()).count(), 10);
-        assert!(plan.is_sorted_by_key(|distinct| distinct.state));
+        assert_eq!(plan.iter().filter(|distinct| distinct.first().choice.is_none()).count(), 10);
+        assert!(plan.is_sorted_by_key(Distinct::first));
+    }
+
+    #[test]
+    fn what_is_durable_at_a_moment_is_never_left_out() {
+        let entries: Vec<_> = (0..100).flat_map(|number| [Some((number * 8, 8, 1)), None]).collect();
+        let log = log(&entries);
+        let moments = [31, 97, 180];
+        let plan = plan(&Image::default(), &log, &moments, 5, &mut Rng::with_seed(1));
+        assert_eq!(plan.len(), 5);
+        for at in moments {
+            let state = State { at, choice: Some(NOTHING) };
+            assert!(plan.iter().any(|distinct| distinct.0.contains(&state)), "{plan:?}");
+        }
     }
 }

@@ -23,6 +23,8 @@ pub(crate) struct System {
     run: PathBuf,
     config: PathBuf,
     binaries: PathBuf,
+    /// The programs do their work in one thread.
+    pub one_thread: bool,
 }
 
 impl System {
@@ -30,7 +32,8 @@ impl System {
     pub(crate) fn on(disk: &Path, beside: &Path, binaries: &Path) -> Result<Self> {
         let config = beside.join("config.toml");
         fs::write(&config, CONFIG).with_context(|| format!("write {}", config.display()))?;
-        Ok(Self { root: disk.join("root"), run: beside.join("run"), config, binaries: binaries.to_path_buf() })
+        let (root, run) = (disk.join("root"), beside.join("run"));
+        Ok(Self { root, run, config, binaries: binaries.to_path_buf(), one_thread: false })
     }
 
     /// Makes its directories.
@@ -76,6 +79,9 @@ impl System {
         if runs {
             command.arg("--run-dir").arg(&self.run);
         }
+        if self.one_thread {
+            command.env("RAYON_NUM_THREADS", "1");
+        }
         command
     }
 
@@ -89,9 +95,14 @@ impl System {
         Ok(())
     }
 
+    /// Where the store is.
+    pub(crate) fn persist(&self) -> PathBuf {
+        self.root.join("persist")
+    }
+
     /// The store.
     pub(crate) fn store(&self) -> PathBuf {
-        self.root.join("persist/ephemeral-overlay")
+        self.persist().join("ephemeral-overlay")
     }
 
     /// How many checkpoints are in the store.

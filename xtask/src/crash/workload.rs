@@ -11,11 +11,11 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use rustix::fs::{FallocateFlags, fallocate, syncfs};
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
 use test_support::model::Model;
 use test_support::snapshot::{self, Snapshot};
 
+use super::file_system::unmount_for_good;
 use super::system::{System, expect, said};
 
 /// Something that a system does.
@@ -71,6 +71,8 @@ pub(crate) struct Work<'a> {
 const FILLER: &str = "filler";
 /// What is changed both in RAM and on disk.
 const DISPUTED: [&str; 4] = ["disputed0", "disputed1", "disputed2", "tree/sub/disputed"];
+/// How many are many files.
+const MANY: usize = 150;
 /// What is made on disk only.
 const UNDISPUTED: &str = "only on disk";
 
@@ -106,8 +108,10 @@ impl Workload {
             Self::Chain => work.chain(5)?,
             Self::Full => work.full()?,
             Self::Merge => {
-                work.chain(3)?;
-                unmount(system.etc(), UnmountFlags::empty()).context("umount2 of /etc")?;
+                work.chain(2)?;
+                many(&system.etc())?;
+                work.checkpoint()?;
+                unmount_for_good(&system.etc())?;
                 let view = work.steps.last().map_or_else(Vec::new, |step| step.view.clone());
                 work.command(&["merge"], &[0], view)?;
                 if system.checkpoints()? != 0 {
@@ -148,6 +152,7 @@ fn conflict(system: &System, model: &mut Model) -> Result<(Snapshot, Also)> {
         (0..15).for_each(|_| model.step());
         write_all("the user")?;
         write(&etc.join("new"), &"new\n".repeat(1000))?;
+        many(&etc)?;
         expect(&system.syncd(&["checkpoint"])?, &[0], "syncd checkpoint")?;
     }
     let mut expected = system.look();
@@ -217,6 +222,9 @@ impl Work<'_> {
     /// A checkpoint, with which the reserve comes; a disk that is filled; and the end of a shutdown.
     fn reserve(&mut self) -> Result<()> {
         self.chain(1)?;
+        // What was done at random may have come to nothing, and with no checkpoint there is no reserve.
+        fs::write(self.system.etc().join("first"), "first\n").context("write of first")?;
+        self.checkpoint()?;
         let reserve = self.system.store().join("reserve");
         if !reserve.exists() {
             bail!("there is no reserve");
@@ -227,7 +235,7 @@ impl Work<'_> {
             self.model.step();
         }
         let view = snapshot::lines(&self.system.look());
-        unmount(self.system.etc(), UnmountFlags::empty()).context("umount2 of /etc")?;
+        unmount_for_good(&self.system.etc())?;
         let begun = self.position()?;
         let output = self.system.syncd(&["last-stage"])?;
         let acknowledged = self.position()?;
@@ -259,6 +267,14 @@ impl Work<'_> {
         }
         Ok(())
     }
+}
+
+/// Makes so many files that it takes a disk some time to write them.
+fn many(etc: &Path) -> Result<()> {
+    let directory = etc.join("many");
+    remove(&directory)?;
+    fs::create_dir(&directory).context("mkdir many")?;
+    (0..MANY).try_for_each(|number| write(&directory.join(number.to_string()), &format!("{number}\n").repeat(1000)))
 }
 
 /// Writes a new file in the place of whatever is there.
