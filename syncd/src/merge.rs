@@ -84,10 +84,10 @@ pub fn merge(
     }
     let mut stats = MergeStats::default();
     store.prepare()?;
-    let root = Handle::of(lower.root());
-    let token = Token::read(&root, lower.path())?;
+    let token = Token::read(&Handle::of(lower.root()), lower.path())?;
     if let Some(marker) = marker.as_ref().filter(|marker| token == Some(marker.next_token)) {
         // Lower has everything; a cut came before the cleaning up.
+        protect_root(store, lower, marker)?;
         store.end_merge(marker.last)?;
         return Ok(Some(stats));
     }
@@ -159,9 +159,10 @@ pub fn merge(
     let left = apply.run()?;
     syncfs(lower.root()).at("syncfs", lower.path())?;
     Verify { net: &net, lower, seed, only_metadata: &only_metadata, left: &left, progress }.run()?;
-    for (path, recorded) in net.entries.iter().filter(|(path, _)| !left.contains_key(path)) {
+    let stays = |path: &RelPath| left.contains_key(path) || only_metadata.contains(path);
+    for (path, recorded) in net.entries.iter().filter(|(path, _)| !stays(path)) {
         if let Some(node) = recorded.state.node() {
-            place.protect(path, &node.meta)?;
+            place.protect(path, node)?;
         }
     }
     if !left.is_empty() {
@@ -169,13 +170,28 @@ pub fn merge(
         stats.set_aside = store.set_aside_before(last + 1)?;
         stats.left = left.into_iter().collect();
     }
-    next.next_token.write(&root, lower.path())?;
+    place.write_token(next.next_token)?;
     syncfs(lower.root()).at("syncfs", lower.path())?;
 
     stats.checkpoints = chain.checkpoints().len();
     stats.paths = net.entries.len();
     store.end_merge(last)?;
     Ok(Some(stats))
+}
+
+/// Protects lower's root again: it cannot be while the token is written, and the cut may have come right after that.
+fn protect_root(store: &TargetStore, lower: &Tree, marker: &Marker) -> Result<()> {
+    let root = RelPath::root();
+    // What is left of a chain of which some is removed already is of no use here.
+    let Ok(Some(mut chain)) = store.chain() else { return Ok(()) };
+    if chain.range().1 > marker.last || marker.left_alone.contains(&root) {
+        return Ok(());
+    }
+    let place = Place::new(lower, Into::Lower { keep_user_xattrs: false }, marker.next_token);
+    match chain.compose()?.entries.get(&root).and_then(|recorded| recorded.state.node()) {
+        Some(node) => place.protect(&root, node),
+        None => Ok(()),
+    }
 }
 
 /// Whether only metadata differs, so that nothing has to be written. A file with several names is always made anew:

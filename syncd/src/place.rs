@@ -237,23 +237,40 @@ impl<'a> Place<'a> {
         ours.into_iter().try_for_each(|name| remove_at(&dir, name, &shown.join(name)))
     }
 
-    /// Sets `chattr +i` and `+a`, after which nothing else can be changed.
+    /// Sets `chattr +i` and `+a`, after which nothing else can be changed. Other kinds than files and directories have no
+    /// such flags, and must not be opened to find that out.
     ///
     /// # Errors
     /// Any failing call.
-    pub fn protect(&self, path: &RelPath, meta: &Meta) -> Result<()> {
+    pub fn protect(&self, path: &RelPath, Node { kind, meta, .. }: &Node) -> Result<()> {
         if !matches!(self.into, Into::Lower { .. }) || !(meta.immutable || meta.append_only) {
             return Ok(());
         }
-        let shown = self.tree.show(path);
-        let object = match self.tree.open_dir(path) {
-            Err(error) if error.errno() == Some(Errno::NOTDIR) => self.tree.open_file(path)?.into(),
-            other => other?,
+        let object = match kind {
+            Kind::Dir { .. } => self.tree.open_dir(path)?,
+            Kind::File(_) => self.tree.open_file(path)?.into(),
+            _ => return Ok(()),
         };
+        let shown = self.tree.show(path);
         let mut flags = ioctl_getflags(&object).at("ioctl FS_IOC_GETFLAGS", &shown)?;
         flags.set(IFlags::IMMUTABLE, meta.immutable);
         flags.set(IFlags::APPEND, meta.append_only);
         Ok(ioctl_setflags(&object, flags).at("ioctl FS_IOC_SETFLAGS", &shown)?)
+    }
+
+    /// Writes lower's token, also where the root is protected, and so it stays.
+    ///
+    /// # Errors
+    /// Any failing call.
+    pub fn write_token(&self, token: Token) -> Result<()> {
+        let (root, shown) = (self.tree.root(), self.tree.path());
+        // A file system may have no flags.
+        let flags = ioctl_getflags(root).unwrap_or(IFlags::empty());
+        unprotected_object(root, shown, || Ok(token.write(&Handle::of(root), shown)?))?;
+        if flags.intersects(IFlags::IMMUTABLE | IFlags::APPEND) {
+            ioctl_setflags(root, flags).at("ioctl FS_IOC_SETFLAGS", shown)?;
+        }
+        Ok(())
     }
 
     /// Makes the object under a name. The descriptor is that of what was made, whoever may rename what in a directory of
