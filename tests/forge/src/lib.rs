@@ -5,4 +5,6 @@
 
 pub mod cases;
 pub mod file;
+pub mod fuzz;
 pub mod sample;
+pub mod scratch;
