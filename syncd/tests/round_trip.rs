@@ -132,10 +132,9 @@ impl Model {
             }
             let known = self.bases.get(path).cloned();
             let counts = match (&known, base) {
-                (_, None) => false,
                 (None, Some(_)) => true,
                 (Some(Base::Dir { .. }), Some(base)) => matches!(base, Base::Whole { .. } | Base::Unknown),
-                (Some(_), Some(_)) => false,
+                _ => false,
             };
             if counts {
                 self.bases.extend(base.clone().map(|base| (path.clone(), base)));
