@@ -8,6 +8,7 @@
 
 mod activate;
 mod checkpoint;
+mod damage;
 mod delta;
 mod differential;
 mod early;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
     let modules = [
         ("activate", activate::TESTS),
         ("checkpoint", checkpoint::TESTS),
+        ("damage", damage::TESTS),
         ("delta", delta::TESTS),
         ("differential", differential::TESTS),
         ("early", early::TESTS),
