@@ -106,11 +106,17 @@ fn blocks_that_changed_places_are_found() {
     }
 }
 
-/// What is wrong with how a case is refused, if anything is.
-fn complaint(case: &Case) -> Option<String> {
+/// A store with nothing in it, for the target of the sample.
+fn empty_store() -> (tempfile::TempDir, TargetStore) {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap().target(Path::new(sample::TARGET));
     fs::create_dir_all(store.directory()).unwrap();
+    (directory, store)
+}
+
+/// What is wrong with how a case is refused, if anything is.
+fn complaint(case: &Case) -> Option<String> {
+    let (_directory, store) = empty_store();
     case.write(store.directory());
     let Err(error) = read(&store) else { return Some(format!("{}: it was accepted", case.name)) };
     let text = anyhow::Error::from(error).chain().map(ToString::to_string).collect::<Vec<_>>().join(": ");
@@ -129,9 +135,7 @@ fn what_no_writer_would_write_is_refused() {
 
 #[test]
 fn the_sample_is_a_chain() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(directory.path()).unwrap().target(Path::new(sample::TARGET));
-    fs::create_dir_all(store.directory()).unwrap();
+    let (_directory, store) = empty_store();
     fs::write(store.directory().join("0000000001.ckpt"), sample::small().build()).unwrap();
     let net = read(&store).unwrap().unwrap();
     assert_eq!(net.entries.len(), sample::small().changes.len() - 1, "all but what is as in lower");
@@ -162,9 +166,7 @@ fn a_frame_that_cannot_be_unpacked_is_an_error() {
 
 #[test]
 fn names_that_only_look_like_those_of_checkpoints_are_left_alone() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(directory.path()).unwrap().target(Path::new(sample::TARGET));
-    fs::create_dir_all(store.directory()).unwrap();
+    let (_directory, store) = empty_store();
     fs::write(store.directory().join("0000000001.ckpt"), sample::small().build()).unwrap();
     let names = ["2.ckpt", "+000000003.ckpt", "00000000004.ckpt", "18446744073709551615.ckpt", "5.ckpt.ckpt", ".ckpt"];
     for name in names {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::noise;
 use crate::differential;
-use crate::sweep::{copy, three_checkpoints};
+use crate::sweep::{copy, one_more_change, three_checkpoints};
 use crate::tools::text;
 use crate::world::{ETC, World, expect};
 use injection::{Case, Verdict, sweep};
@@ -213,10 +213,7 @@ fn a_checkpoint() {
     let world = World::new(ETC);
     let mut views = Vec::new();
     three_checkpoints(&world, &mut views);
-    fs::write(world.at("etc/last"), "change").unwrap();
-    fs::remove_file(world.at("etc/plain")).unwrap();
-    // It is made anew, too.
-    fs::remove_file(world.at("persist/ephemeral-overlay/reserve")).unwrap();
+    one_more_change(&world);
     sweep_checkpoint("checkpoint", &world, &views[2]);
 }
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::process::Command;
 
 use crate::differential;
-use crate::sweep::{CALLS, copy, strace, three_checkpoints, trace};
+use crate::sweep::{CALLS, copy, one_more_change, strace, three_checkpoints, trace};
 use crate::tools::text;
 use crate::world::{ETC, World};
 use test_support::snapshot;
@@ -66,11 +66,8 @@ fn a_checkpoint_killed_anywhere() {
     let world = World::new(ETC);
     let mut views = Vec::new();
     three_checkpoints(&world, &mut views);
-    fs::write(world.at("etc/last"), "change").unwrap();
-    fs::remove_file(world.at("etc/plain")).unwrap();
+    one_more_change(&world);
     let new = snapshot::take(&world.at("etc"));
-    // It is made anew, too.
-    fs::remove_file(world.at("persist/ephemeral-overlay/reserve")).unwrap();
     let saved = (world.at("saved persist"), world.run.join("lower/etc"));
     copy(&world.at("persist"), &saved.0);
     // What the next boot would show, found out on a copy of the disk.

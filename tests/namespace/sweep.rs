@@ -120,3 +120,10 @@ pub(crate) fn three_checkpoints(world: &World, views: &mut Vec<Snapshot>) {
     world.checkpoint();
     views.push(snapshot::take(&etc));
 }
+
+/// What a checkpoint after these three has to save; its reserve is made anew, too.
+pub(crate) fn one_more_change(world: &World) {
+    fs::write(world.at("etc/last"), "change").unwrap();
+    fs::remove_file(world.at("etc/plain")).unwrap();
+    fs::remove_file(world.at("persist/ephemeral-overlay/reserve")).unwrap();
+}
