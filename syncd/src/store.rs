@@ -401,15 +401,13 @@ impl TargetStore {
     /// # Errors
     /// When what is there cannot be looked at.
     pub fn more_conflicts(&self, last: u64) -> Result<PathBuf> {
-        let first = self.conflicts(last);
-        let others = (1u64..).map(|number| self.directory.join("conflicts").join(format!("{last}.{number}")));
-        for place in std::iter::once(first.clone()).chain(others) {
-            let list = conflict::list_of(&place);
-            if !durable::exists(&list)? {
-                return Ok(place);
-            }
+        let mut place = self.conflicts(last);
+        let mut number = 0u64;
+        while durable::exists(&conflict::list_of(&place))? {
+            number += 1;
+            place = self.directory.join("conflicts").join(format!("{last}.{number}"));
         }
-        Ok(first)
+        Ok(place)
     }
 
     /// All conflicts that were recorded and not yet removed by somebody: one line each.
