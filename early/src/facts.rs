@@ -40,7 +40,7 @@ pub struct Facts {
     pub found: BTreeMap<PathBuf, Found>,
     /// The file system that `persist.root` is on, or would be created on.
     pub persist_device: u64,
-    /// Targets whose chain is still in the store.
+    /// Targets whose chain is still in the store, or may be.
     pub pending: Vec<PathBuf>,
 }
 
@@ -86,7 +86,8 @@ pub fn observe(layout: &Layout, config: &Config) -> Result<Facts, LoadError> {
         })
         .unwrap_or_default();
     let pending = chains::pending(layout, &config.persist.root);
-    let pending = config.overlay.dirs.iter().filter(|dir| pending.contains(&target_name(dir))).cloned().collect();
+    let is_pending = |dir: &&PathBuf| pending.as_ref().map_or(true, |names| names.contains(&target_name(dir)));
+    let pending = config.overlay.dirs.iter().filter(is_pending).cloned().collect();
     Ok(Facts {
         total_ram: info.totalram.saturating_mul(u64::from(info.mem_unit)),
         mounted,

@@ -21,7 +21,7 @@ const HOLDS: Duration = Duration::from_secs(60);
 
 /// Merges what is pending. A failure is said by `syncd` and leaves the chain; the caller looks again.
 pub(crate) fn merge_pending(layout: &Layout, persist: &Path) {
-    if pending(layout, persist).is_empty() {
+    if pending(layout, persist).is_ok_and(|targets| targets.is_empty()) {
         return;
     }
     // Where that is refused (a disk with write protection) the merge says what it cannot do.

@@ -3,18 +3,23 @@
 //! A reader sees the old file or the new one, whole, and what returned `Ok` survives a power cut one instant later.
 //! A temporary file that a cut leaves behind is swept by the next writer, who holds the store's lock.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{ErrorKind, Read};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use ephemeral_overlay::error::{At, SystemError};
+use rustix::fs::OFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::Builder;
 
 use crate::digest;
 use crate::error::{Error, Result};
+use crate::tree;
 
 /// What the names of unfinished files begin with.
 const TEMPORARY: &str = ".tmp-";
@@ -57,10 +62,11 @@ pub fn write_record(directory: &Path, name: &str, record: &impl Serialize) -> Re
 /// When it cannot be read, or is damaged.
 pub fn read_record<T: DeserializeOwned>(directory: &Path, name: &str) -> Result<Option<T>> {
     let path = directory.join(name);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).at("read", &path).map_err(Into::into),
+    let mut bytes = Vec::new();
+    match open(&path) {
+        Ok(mut file) => file.read_to_end(&mut bytes).at("read", &path)?,
+        Err(error) if error.source.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
     };
     let damaged = |what: &str| Error::Damaged { path: path.clone(), what: what.to_owned() };
     let Some((digest, body)) = bytes.split_at_checked(DIGEST) else { return Err(damaged("it is too short")) };
@@ -160,6 +166,29 @@ pub fn exists(path: &Path) -> Result<bool, SystemError> {
     path.try_exists().at("stat", path)
 }
 
+/// Opens what is at `path` for reading, and writes nothing by that: not even the time of the last access. Never waits for
+/// the other end of a FIFO.
+///
+/// # Errors
+/// Whatever open(2) says.
+pub fn open(path: &Path) -> Result<File, SystemError> {
+    let open = |flags: OFlags| File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path);
+    match open(OFlags::NONBLOCK | OFlags::NOATIME) {
+        // It belongs to somebody else, open(2).
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => open(OFlags::NONBLOCK),
+        other => other,
+    }
+    .at("open", path)
+}
+
+/// The names in a directory, sorted.
+///
+/// # Errors
+/// Whatever open(2) or getdents64(2) says.
+pub fn names(directory: &Path) -> Result<Vec<OsString>, SystemError> {
+    tree::list(open(directory)?.as_fd(), directory)
+}
+
 /// Makes the names in a directory durable.
 ///
 /// # Errors
@@ -173,13 +202,10 @@ pub fn sync_directory(path: &Path) -> Result<(), SystemError> {
 /// # Errors
 /// Whatever the listing or unlink(2) says.
 pub fn sweep(directory: &Path) -> Result<(), SystemError> {
-    for entry in fs::read_dir(directory).at("getdents64", directory)? {
-        let entry = entry.at("getdents64", directory)?;
-        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-            let path = entry.path();
-            let is_dir = entry.file_type().at("fstatat", &path)?.is_dir();
-            if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.at("unlink", &path)?;
-        }
+    for name in names(directory)?.iter().filter(|name| name.as_bytes().starts_with(TEMPORARY.as_bytes())) {
+        let path = directory.join(name);
+        let is_dir = fs::symlink_metadata(&path).at("lstat", &path)?.is_dir();
+        if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.at("unlink", &path)?;
     }
     Ok(())
 }

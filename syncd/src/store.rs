@@ -151,17 +151,11 @@ fn open_lock(store: &Path, create: bool) -> Result<File, SystemError> {
 
 /// The names in a directory; none where there is no directory.
 fn names(directory: &Path) -> Result<Vec<String>, SystemError> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).at("getdents64", directory),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        names.push(entry.at("getdents64", directory)?.file_name().to_string_lossy().into_owned());
+    match durable::names(directory) {
+        Ok(names) => Ok(names.iter().map(|name| name.to_string_lossy().into_owned()).collect()),
+        Err(error) if error.source.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
-    names.sort_unstable();
-    Ok(names)
 }
 
 impl TargetStore {

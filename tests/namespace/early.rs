@@ -67,6 +67,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_target_that_is_no_longer_configured_is_merged", a_target_that_is_no_longer_configured_is_merged),
     ("the_merge_uses_the_config_that_early_was_given", the_merge_uses_the_config_that_early_was_given),
     ("a_chain_that_cannot_be_merged_is_unpacked", a_chain_that_cannot_be_merged_is_unpacked),
+    ("a_store_that_cannot_be_read_is_not_an_empty_one", a_store_that_cannot_be_read_is_not_an_empty_one),
     ("without_syncd_a_pending_chain_keeps_its_target_on_disk", without_syncd_a_pending_chain_keeps_its_target_on_disk),
     ("a_pending_chain_on_a_read_only_root_is_seen", a_pending_chain_on_a_read_only_root_is_seen),
     ("a_read_only_root_is_writable_for_a_merge_only", a_read_only_root_is_writable_for_a_merge_only),
@@ -1009,6 +1010,26 @@ fn a_chain_that_cannot_be_merged_is_unpacked() {
         snapshot::assert_same(&expected, &snapshot::take(&world.run.join("lower/etc")), "the disk after the next boot");
         assert!(world.checkpoints().is_empty());
     }
+}
+
+fn a_store_that_cannot_be_read_is_not_an_empty_one() {
+    let (world, expected) = with_a_pending_chain(ETC);
+    let disk = snapshot::take(&world.at("etc"));
+    for unreadable in [world.store(), world.store().parent().unwrap().to_path_buf()] {
+        let real = unreadable.with_extension("real");
+        fs::rename(&unreadable, &real).unwrap();
+        symlink(&unreadable, &unreadable).unwrap();
+        let output = early(&world);
+        expect(&output, 3);
+        assert!(!is_overlay(&world, "etc"), "mounted without its chain: {}", text(&output));
+        said(&output, "etc skipped");
+        snapshot::assert_same(&disk, &snapshot::take(&world.at("etc")), "the disk");
+        world.cut();
+        fs::remove_file(&unreadable).unwrap();
+        fs::rename(&real, &unreadable).unwrap();
+    }
+    world.boot();
+    snapshot::assert_same(&expected, &snapshot::take(&world.at("etc")), "the view");
 }
 
 /// Makes the root a mount of its own, as it is in every initramfs.

@@ -16,6 +16,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{END, FRAME, FrameInfo, Header, INDEX_RATIO, Index, MAGIC, PRELUDE, SEQUENCE_MAX, TRAILER, Trailer};
 use crate::digest::{self, BLOCK, Digest};
+use crate::durable;
 use crate::entry::{Change, Content, Kind, Meta, Node, Stretch};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -57,9 +58,13 @@ impl Checkpoint {
     /// # Errors
     /// When it cannot be read, is damaged, or is of a newer format.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).at("open", path)?;
-        let length = file.metadata().at("fstat", path)?.len();
         let damaged = |what: &str| Error::Damaged { path: path.to_path_buf(), what: what.to_owned() };
+        let file = durable::open(path)?;
+        let stat = file.metadata().at("fstat", path)?;
+        if !stat.is_file() {
+            return Err(damaged("it is no regular file"));
+        }
+        let length = stat.len();
         let read = |at: u64, length: usize| -> Result<Vec<u8>> {
             let mut bytes = vec![0; length];
             file.read_exact_at(&mut bytes, at).at("pread64", path)?;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{TargetStore, names};
 use crate::durable;
 use crate::error::{Error, Result};
+use crate::format::SEQUENCE_MAX;
 use crate::format::read::Checkpoint;
 use crate::written::Account;
 
@@ -35,7 +36,7 @@ impl TargetStore {
                 let mut all = names(&self.directory.join("aside"))?;
                 all.extend(names(&self.directory.join("conflicts"))?);
                 let numbers = all.iter().flat_map(|name| name.split(['-', '.'])).filter_map(|part| part.parse().ok());
-                Ok(numbers.max().unwrap_or(0))
+                Ok(numbers.filter(|&number| number <= SEQUENCE_MAX).max().unwrap_or(0))
             }
             other => Ok(other?.map_or(0, |used| used.last)),
         }
@@ -54,7 +55,13 @@ impl TargetStore {
     }
 
     fn used(&self) -> Result<Option<Used>> {
-        durable::read_record(&self.directory, SEQUENCE)
+        match durable::read_record(&self.directory, SEQUENCE)? {
+            Some(Used { last, .. }) if last > SEQUENCE_MAX => Err(Error::Damaged {
+                path: self.directory.join(SEQUENCE),
+                what: "it has an impossible number".to_owned(),
+            }),
+            used => Ok(used),
+        }
     }
 
     /// What was written to the disk for the target, as far as that is known.
