@@ -1013,23 +1013,26 @@ fn a_chain_that_cannot_be_merged_is_unpacked() {
 }
 
 fn a_store_that_cannot_be_read_is_not_an_empty_one() {
-    let (world, expected) = with_a_pending_chain(ETC);
-    let disk = snapshot::take(&world.at("etc"));
-    for unreadable in [world.store(), world.store().parent().unwrap().to_path_buf()] {
-        let real = unreadable.with_extension("real");
-        fs::rename(&unreadable, &real).unwrap();
-        symlink(&unreadable, &unreadable).unwrap();
+    for whole in [false, true] {
+        let (world, expected) = with_a_pending_chain(ETC);
+        let disk = snapshot::take(&world.at("etc"));
+        let etc = world.store();
+        let unreadable = if whole { etc.parent().unwrap() } else { &etc };
+        let real = world.root.join("real");
+        fs::rename(unreadable, &real).unwrap();
+        // It leads to itself.
+        symlink(unreadable.file_name().unwrap(), unreadable).unwrap();
         let output = early(&world);
         expect(&output, 3);
         assert!(!is_overlay(&world, "etc"), "mounted without its chain: {}", text(&output));
         said(&output, "etc skipped");
         snapshot::assert_same(&disk, &snapshot::take(&world.at("etc")), "the disk");
         world.cut();
-        fs::remove_file(&unreadable).unwrap();
-        fs::rename(&real, &unreadable).unwrap();
+        fs::remove_file(unreadable).unwrap();
+        fs::rename(&real, unreadable).unwrap();
+        world.boot();
+        snapshot::assert_same(&expected, &snapshot::take(&world.at("etc")), "the view");
     }
-    world.boot();
-    snapshot::assert_same(&expected, &snapshot::take(&world.at("etc")), "the view");
 }
 
 /// Makes the root a mount of its own, as it is in every initramfs.
