@@ -46,6 +46,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("xfs_shows_an_acl_twice", xfs_shows_an_acl_twice),
     ("tmpfs_may_lack_user_attributes", tmpfs_may_lack_user_attributes),
     ("a_write_through_a_mapping_changes_no_times", a_write_through_a_mapping_changes_no_times),
+    ("a_long_write_is_stamped_before_its_bytes_are_there", a_long_write_is_stamped_before_its_bytes_are_there),
     ("only_a_probe_with_an_index_is_refused_while_the_overlay_lives", only_a_probe_with_an_index_is_refused),
     ("an_open_file_keeps_the_overlay_mounted", an_open_file_keeps_the_overlay_mounted),
     ("statfs_tells_an_overlay", statfs_tells_an_overlay),
@@ -532,6 +533,33 @@ fn events(inotify: &OwnedFd) -> Vec<inotify::ReadFlags> {
         Err(error) => panic!("read inotify: {error}"),
     })
     .collect()
+}
+
+fn a_long_write_is_stamped_before_its_bytes_are_there() {
+    const LENGTH: usize = 128 << 20;
+    let overlay = Overlay::new(|_| {});
+    let path = overlay.view("file");
+    fs::write(&path, vec![0; LENGTH]).unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let byte = |at: usize| {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at as u64).unwrap();
+        byte[0]
+    };
+    // Whoever looks may be held up until the write is over.
+    let was_seen = (1..20).any(|new| {
+        let bytes = vec![new; LENGTH];
+        std::thread::scope(|threads| {
+            threads.spawn(|| assert_eq!(file.write_at(&bytes, 0).unwrap(), LENGTH));
+            while byte(0) != new {}
+            let early = times(&path);
+            let in_the_midst = byte(LENGTH - 1) != new;
+            while byte(LENGTH - 1) != new {}
+            assert_eq!(times(&path), early, "the end of a write changed the times");
+            in_the_midst
+        })
+    });
+    assert!(was_seen, "no write was seen in the midst");
 }
 
 fn a_write_through_a_mapping_changes_no_times() {
