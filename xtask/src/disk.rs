@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -69,6 +69,16 @@ impl Disk {
     pub(crate) fn mount(&self, at: &Path, options: &str) -> Result<()> {
         run(Command::new("mount").args(["-t", "ext4", "-o", &format!("loop{options}")]).arg(self.path()).arg(at))
     }
+}
+
+/// Bytes that were written so far to the device of a mounted disk (Documentation/block/stat.rst: the seventh field, in
+/// sectors).
+pub(crate) fn written(mount_point: &Path) -> Result<u64> {
+    let device = std::fs::metadata(mount_point)?.dev();
+    let path = format!("/sys/dev/block/{}:{}/stat", rustix::fs::major(device), rustix::fs::minor(device));
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let sectors = text.split_whitespace().nth(6).context("statistics without the sectors written")?;
+    Ok(sectors.parse::<u64>()? * 512)
 }
 
 /// Runs a program of the system and expects it to succeed.

@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -17,12 +17,19 @@ use serde_json::Value;
 use super::engine::workload::{log, settings};
 use super::overlay::boot;
 use super::report::{Section, table};
+use crate::disk::{self, Disk};
 use crate::say::say;
 
 const HOURS: usize = 24;
 const TARGETS: [&str; 3] = ["/etc", "/var/log", "/srv/cache"];
 const JOURNAL: u64 = 8 << 20;
 const DATABASE: usize = 16 << 20;
+/// The size of a file system.
+const DISK: u64 = 2 << 30;
+
+/// How many pieces an hour has. Where nothing of ours runs, the kernel writes a piece's changes before the next one is
+/// over: it waits for 30 seconds and looks every 5 (Documentation/admin-guide/sysctl/vm.rst, `dirty_expire_centisecs`).
+const PIECES: usize = 100;
 
 /// The writer: counts what it hands to write(2).
 struct Day<'a> {
@@ -37,17 +44,55 @@ struct Day<'a> {
     archived: usize,
 }
 
-/// Runs it in `root`, on the disk.
-pub(super) fn measure(root: &Path, early: &Path, syncd: &Path, section: &mut Section) -> Result<()> {
+/// What a day with our overlays came to.
+struct With {
+    /// What programs wrote into each target, what of it was in RAM at the end, and what `status` says reached the disk.
+    targets: [(u64, u64, u64); TARGETS.len()],
+    /// What the tmpfs took at the end.
+    ram: u64,
+    /// What reached the device in all.
+    device: u64,
+}
+
+/// Runs it below `place`, once with our overlays and once without.
+pub(super) fn measure(place: &Path, early: &Path, syncd: &Path, section: &mut Section) -> Result<()> {
+    let with = with(&place.join("with"), early, syncd)?;
+    let without = without(&place.join("without"))?;
+    section.heading("A day of it");
+    section.add(&format!(
+        "Log lines of three services, rotated at noon; journals of {}, appended in small pieces; 20 edits of `/etc` an hour, \
+         each by a new file and a rename; a cache whose files are written anew all the time, beside a database of {} that \
+         is written in place. It is saved every hour, and merged at the end. RAM is what the day's last moment takes; *to \
+         the disk* is what `syncd status` says of {HOURS} checkpoints and the merge. *Without us* the same writes go to an \
+         ext4 of each target's own, which writes them back every {} seconds, as the kernel does by itself, and counts what \
+         reached its device; programs that call fsync would make that more.",
+        ByteSize(JOURNAL),
+        ByteSize(DATABASE as u64),
+        3600 / PIECES
+    ));
+    let mut rows = table(&["", "written by programs", "in RAM", "to the disk", "without us"]);
+    let mut add = |name: &str, numbers: [u64; 4]| {
+        rows.add_row([name.to_owned()].into_iter().chain(numbers.map(|bytes| ByteSize(bytes).to_string())));
+    };
+    for ((target, (written, ram, disk)), without) in TARGETS.iter().zip(with.targets).zip(without) {
+        add(target, [written, ram, disk, without]);
+    }
+    let sum = |of: fn(&(u64, u64, u64)) -> u64| with.targets.iter().map(of).sum();
+    add("together", [sum(|target| target.0), with.ram, sum(|target| target.2), without.iter().sum()]);
+    section.add(&rows);
+    section.add(&format!(
+        "With the file system's own writes, {} reached the device with our overlays.",
+        ByteSize(with.device)
+    ));
+    Ok(())
+}
+
+fn with(root: &Path, early: &Path, syncd: &Path) -> Result<With> {
     let run_dir = root.with_extension("run");
-    for directory in ["etc/conf.d", "var/log/journal", "srv/cache", "usr/lib/ephemeral-overlay"] {
-        fs::create_dir_all(root.join(directory))?;
-    }
-    let mut random = Rng::with_seed(6);
-    for number in 0..500 {
-        fs::write(root.join(format!("etc/conf.d/{number}.conf")), settings(&mut random, 2000))?;
-    }
-    fs::write(root.join("srv/cache/database"), vec![0; DATABASE])?;
+    fs::create_dir(root)?;
+    mount_disk(root)?;
+    fs::create_dir_all(root.join("usr/lib/ephemeral-overlay"))?;
+    let mut day = Day::prepare(root)?;
     boot(root, &run_dir, early, &TARGETS)?;
     let syncd = |arguments: &[&str]| -> Result<Vec<u8>> {
         let mut command = Command::new(syncd);
@@ -58,65 +103,97 @@ pub(super) fn measure(root: &Path, early: &Path, syncd: &Path, section: &mut Sec
         }
         Ok(output.stdout)
     };
-    let mut noise = vec![0; DATABASE];
-    random.fill(&mut noise);
-    let mut day = Day { root, random, noise, written: [0; TARGETS.len()], journal: JOURNAL, archived: 0 };
+    sync(root)?;
+    let before = disk::written(root)?;
     for hour in 0..HOURS {
-        say(&format!("hour {} of {HOURS}", hour + 1));
-        day.hour(hour)?;
+        say(&format!("with the overlays, hour {} of {HOURS}", hour + 1));
+        (0..PIECES).try_for_each(|piece| day.piece(hour, piece))?;
         syncd(&["checkpoint"])?;
     }
-    let ram = statvfs(run_dir.join("ram")).context("statvfs")?;
-    let used = (ram.f_blocks - ram.f_bfree) * ram.f_frsize;
-    let uppers = ["etc", "var-log", "srv-cache"].map(|name| blocks(&run_dir.join("ram").join(name)));
+    let tmpfs = statvfs(run_dir.join("ram")).context("statvfs")?;
+    let ram = ["etc", "var-log", "srv-cache"].map(|name| blocks(&run_dir.join("ram").join(name)));
     for target in TARGETS {
-        unmount(root.join(target.trim_start_matches('/')), UnmountFlags::empty()).context("umount2")?;
+        unmount(below(root, target), UnmountFlags::empty()).context("umount2")?;
     }
     syncd(&["merge"])?;
+    sync(root)?;
+    let device = disk::written(root)? - before;
     let status: Value = serde_json::from_slice(&syncd(&["status", "--json"])?).context("reading the status")?;
-    let on_disk = TARGETS.map(|name| {
-        let mut targets = status["targets"].as_array().into_iter().flatten();
-        targets.find(|target| target["target"] == name).and_then(|target| target["written_in_all_bytes"].as_u64())
-    });
-
-    section.heading("A day of it");
-    section.add(&format!(
-        "Log lines of three services, rotated at noon; journals of {}, appended in small pieces; 20 edits of `/etc` an hour, \
-         each by a new file and a rename; a cache whose files are written anew all the time, beside a database of {} that \
-         is written in place. It is saved every hour, and merged at the end. RAM is what the day's last moment takes; the \
-         disk is what `syncd status` says of {HOURS} checkpoints and the merge.",
-        ByteSize(JOURNAL),
-        ByteSize(DATABASE as u64)
-    ));
-    let mut rows = table(&["", "written by programs", "in RAM", "written to the disk"]);
-    let mut add = |name: &str, written: u64, ram: u64, disk: u64| {
-        rows.add_row([
-            name.to_owned(),
-            ByteSize(written).to_string(),
-            ByteSize(ram).to_string(),
-            ByteSize(disk).to_string(),
-        ]);
-    };
-    let mut sum = 0;
-    for (((target, written), upper), disk) in TARGETS.iter().zip(day.written).zip(uppers).zip(on_disk) {
-        let disk = disk.with_context(|| format!("the status has nothing on {target}"))?;
-        sum += disk;
-        add(target, written, upper?, disk);
+    let mut targets = [(0, 0, 0); TARGETS.len()];
+    for (((target, name), written), ram) in targets.iter_mut().zip(TARGETS).zip(day.written).zip(ram) {
+        let mut all = status["targets"].as_array().into_iter().flatten();
+        let found = all.find(|target| target["target"] == name);
+        let disk = found.and_then(|target| target["written_in_all_bytes"].as_u64());
+        *target = (written, ram?, disk.with_context(|| format!("the status has nothing on {name}"))?);
     }
-    add("together", day.written.iter().sum(), used, sum);
-    section.add(&rows);
-    Ok(())
+    Ok(With { targets, ram: (tmpfs.f_blocks - tmpfs.f_bfree) * tmpfs.f_frsize, device })
 }
 
-impl Day<'_> {
-    fn hour(&mut self, hour: usize) -> Result<()> {
-        for _ in 0..20 {
+/// Returns what reached the device of each target.
+fn without(root: &Path) -> Result<[u64; TARGETS.len()]> {
+    for target in TARGETS {
+        fs::create_dir_all(below(root, target))?;
+        mount_disk(&below(root, target))?;
+    }
+    let mut day = Day::prepare(root)?;
+    let mut bytes = [0; TARGETS.len()];
+    for (bytes, target) in bytes.iter_mut().zip(TARGETS) {
+        sync(&below(root, target))?;
+        *bytes = disk::written(&below(root, target))?;
+    }
+    for hour in 0..HOURS {
+        say(&format!("without them, hour {} of {HOURS}", hour + 1));
+        for piece in 0..PIECES {
+            day.piece(hour, piece)?;
+            TARGETS.iter().try_for_each(|target| sync(&below(root, target)))?;
+        }
+    }
+    for (bytes, target) in bytes.iter_mut().zip(TARGETS) {
+        *bytes = disk::written(&below(root, target))? - *bytes;
+    }
+    Ok(bytes)
+}
+
+/// Mounts a new file system that does nothing in the background.
+fn mount_disk(at: &Path) -> Result<()> {
+    let disk = Disk::create(DISK)?;
+    disk.format_anew()?;
+    disk.mount(at, "")
+}
+
+fn below(root: &Path, target: &str) -> PathBuf {
+    root.join(target.trim_start_matches('/'))
+}
+
+fn sync(path: &Path) -> Result<()> {
+    rustix::fs::syncfs(File::open(path)?).context("syncfs")
+}
+
+impl<'a> Day<'a> {
+    /// Makes what is there before the day begins.
+    fn prepare(root: &'a Path) -> Result<Self> {
+        for directory in ["etc/conf.d", "var/log/journal", "srv/cache"] {
+            fs::create_dir_all(root.join(directory))?;
+        }
+        let mut random = Rng::with_seed(6);
+        for number in 0..500 {
+            fs::write(root.join(format!("etc/conf.d/{number}.conf")), settings(&mut random, 2000))?;
+        }
+        fs::write(root.join("srv/cache/database"), vec![0; DATABASE])?;
+        let mut noise = vec![0; DATABASE];
+        random.fill(&mut noise);
+        Ok(Self { root, random, noise, written: [0; TARGETS.len()], journal: JOURNAL, archived: 0 })
+    }
+
+    /// What happens in one piece of an hour.
+    fn piece(&mut self, hour: usize, piece: usize) -> Result<()> {
+        if piece.is_multiple_of(5) {
             self.edit()?;
         }
         for name in ["syslog", "auth.log", "daemon.log"] {
-            self.log(name, hour == HOURS / 2)?;
+            self.log(name, (hour, piece) == (HOURS / 2, 0))?;
         }
-        for _ in 0..3000 {
+        for _ in 0..30 {
             self.message()?;
         }
         self.cache()
@@ -134,14 +211,14 @@ impl Day<'_> {
         Ok(())
     }
 
-    /// 400 KiB in lines, each by a write of its own.
+    /// 4 KiB in lines, each by a write of its own.
     fn log(&mut self, name: &str, rotate: bool) -> Result<()> {
         let path = self.root.join("var/log").join(name);
         if rotate {
             fs::rename(&path, path.with_extension("1"))?;
         }
         let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-        for line in log(&mut self.random, 400 << 10).split_inclusive('\n') {
+        for line in log(&mut self.random, 4 << 10).split_inclusive('\n') {
             file.write_all(line.as_bytes())?;
             self.written[1] += line.len() as u64;
         }
@@ -172,13 +249,13 @@ impl Day<'_> {
 
     fn cache(&mut self) -> Result<()> {
         let cache = self.root.join("srv/cache");
-        for _ in 0..400 {
+        for _ in 0..4 {
             let (at, length) = (self.random.usize(..self.noise.len() - 100_000), self.random.usize(4096..100_000));
             fs::write(cache.join(self.random.usize(..1000).to_string()), &self.noise[at..at + length])?;
             self.written[2] += length as u64;
         }
         let database = OpenOptions::new().write(true).open(cache.join("database"))?;
-        for _ in 0..2000 {
+        for _ in 0..20 {
             let at = self.random.usize(..self.noise.len() - 4096);
             database.write_all_at(&self.noise[at..at + 4096], self.random.u64(..DATABASE as u64 / 4096) * 4096)?;
             self.written[2] += 4096;

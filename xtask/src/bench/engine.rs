@@ -97,8 +97,6 @@ struct Round<'a> {
     syncd: &'a Path,
     root: PathBuf,
     run_dir: PathBuf,
-    /// The device's statistics in sysfs.
-    device: PathBuf,
 }
 
 impl<'a> Round<'a> {
@@ -112,8 +110,7 @@ impl<'a> Round<'a> {
         }
         fs::write(root.join("usr/lib/ephemeral-overlay/counterpart"), "format = 1\n")?;
         fs::write(root.join("etc/ephemeral-overlay.toml"), CONFIG)?;
-        let device = device_of(&root)?;
-        let round = Self { place, syncd, root, run_dir, device };
+        let round = Self { place, syncd, root, run_dir };
         let mut mount = Command::new(early);
         mount.arg("--root").arg(&round.root).arg("--run-dir").arg(&round.run_dir).args(["--cmdline", ""]);
         let output = mount.stdin(Stdio::null()).output().context("starting early")?;
@@ -194,16 +191,9 @@ impl<'a> Round<'a> {
     /// Measures a command on a quiet disk.
     fn sample(&self, line: &str) -> Result<Sample> {
         rustix::fs::syncfs(File::open(&self.root)?).context("syncfs")?;
-        let before = self.written()?;
+        let before = disk::written(&self.root)?;
         let measured = measure(line)?;
-        Ok(Sample { measured, written: self.written()? - before })
-    }
-
-    /// Bytes that were written to the device so far (Documentation/block/stat.rst: the seventh field, in sectors).
-    fn written(&self) -> Result<u64> {
-        let text = fs::read_to_string(&self.device).context("read the device's statistics")?;
-        let sectors = text.split_whitespace().nth(6).context("statistics without the sectors written")?;
-        Ok(sectors.parse::<u64>()? * 512)
+        Ok(Sample { measured, written: disk::written(&self.root)? - before })
     }
 }
 
@@ -213,12 +203,6 @@ impl Drop for Round<'_> {
         let _detached = disk::detach_all(self.place);
         let _removed = fs::remove_dir_all(&self.run_dir);
     }
-}
-
-fn device_of(mount_point: &Path) -> Result<PathBuf> {
-    use std::os::unix::fs::MetadataExt;
-    let device = fs::metadata(mount_point)?.dev();
-    Ok(format!("/sys/dev/block/{}:{}/stat", rustix::fs::major(device), rustix::fs::minor(device)).into())
 }
 
 fn table(rows: &[(Row, Vec<Sample>)]) -> Table {

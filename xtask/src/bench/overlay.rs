@@ -66,7 +66,7 @@ pub(super) fn measure(rounds: usize) -> Result<Section> {
     }
     let result = writes(place.path(), &early, rounds * 3).and_then(|mut section| {
         disk::detach_all(place.path())?;
-        day::measure(&place.path().join("day"), &early, &syncd, &mut section)?;
+        day::measure(place.path(), &early, &syncd, &mut section)?;
         Ok(section)
     });
     disk::detach_all(place.path())?;
