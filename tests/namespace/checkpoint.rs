@@ -10,8 +10,9 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ephemeral_overlay::attributes::Handle;
-use rustix::fs::{FlockOperation, IFlags, flock, ioctl_getflags, ioctl_setflags};
+use ephemeral_overlay::attributes::{CAPABILITY, Handle};
+use rustix::fs::{FlockOperation, IFlags, fgetxattr, flistxattr, flock, ioctl_getflags, ioctl_setflags};
+use rustix::io::Errno;
 
 use crate::sweep::copy;
 use crate::tools::{self, text};
@@ -43,6 +44,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("an_overlay_that_nobody_knows_is_an_error", an_overlay_that_nobody_knows_is_an_error),
     ("the_65th_supersedes_the_chain", the_65th_supersedes_the_chain),
     ("flags_of_chattr_are_kept", flags_of_chattr_are_kept),
+    ("an_attribute_that_nobody_can_read_is_none", an_attribute_that_nobody_can_read_is_none),
     ("the_store_is_for_root_alone", the_store_is_for_root_alone),
     ("without_the_hook_there_is_nothing_to_do", without_the_hook_there_is_nothing_to_do),
     ("an_unknown_target_is_a_usage_error", an_unknown_target_is_a_usage_error),
@@ -556,6 +558,21 @@ fn flags_of_chattr_are_kept() {
     for name in ["fixed", "kept", "dir"] {
         set_flags(&etc.join(name), IFlags::empty());
     }
+}
+
+fn an_attribute_that_nobody_can_read_is_none() {
+    let world = World::new(ETC);
+    world.boot();
+    fs::write(world.at("etc/program"), "a program").unwrap();
+    let file = File::open(world.at("etc/program")).unwrap();
+    Handle::open(file.as_fd()).write(CAPABILITY.as_bytes(), b"").unwrap();
+    let mut names = [0; 100];
+    let length = flistxattr(&file, &mut names).unwrap();
+    assert_eq!(&names[..length], b"security.capability\0");
+    assert_eq!(fgetxattr(&file, CAPABILITY, &mut [0; 100]), Err(Errno::INVAL));
+    drop(file);
+    world.checkpoint();
+    assert_eq!(after_a_cut(&world, "program").unwrap(), b"a program");
 }
 
 fn the_store_is_for_root_alone() {

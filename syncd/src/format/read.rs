@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::CHECKPOINT_FORMAT;
+use ephemeral_overlay::attributes::CAPABILITY;
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::overlay::is_never_data;
 use rayon::prelude::*;
@@ -263,6 +264,9 @@ fn check_meta(meta: &Meta) -> Result<(), &'static str> {
     }
     if meta.xattrs.keys().any(|name| name.is_empty() || name.contains(&0) || is_never_data(name)) {
         return Err("an attribute has an impossible name");
+    }
+    if meta.xattrs.get(CAPABILITY.as_bytes()).is_some_and(Vec::is_empty) {
+        return Err("an attribute has an impossible value");
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! What a single change may not say.
 
+use ephemeral_overlay::attributes::CAPABILITY;
 use syncd::digest::{BLOCK, Block, Digest};
 use syncd::entry::{Content, Kind, Meta, Node, State, Stretch};
 
@@ -74,6 +75,8 @@ fn metadata(all: &mut Vec<Case>) {
     // To chown(2) it means: leave it.
     case("owner -1", Meta { uid: u32::MAX, ..meta(0o644) }, range);
     case("group -1", Meta { gid: u32::MAX, ..meta(0o644) }, range);
+    let empty = Meta { xattrs: [(CAPABILITY.as_bytes().to_vec(), Vec::new())].into(), ..meta(0o644) };
+    case("a capability that nobody can read", empty, "an attribute has an impossible value");
     let mut attribute = |name: &str, key: &[u8]| {
         let meta = Meta { xattrs: [(key.to_vec(), b"value".to_vec())].into(), ..meta(0o644) };
         case(name, meta, "an attribute has an impossible name");
