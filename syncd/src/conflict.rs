@@ -91,8 +91,11 @@ fn is_as_wanted(lower: &Tree, path: &RelPath, state: &State, seed: u64) -> Resul
     }
 }
 
+/// What the store's file system cannot hold, each with the reason.
+pub type Left = Vec<(RelPath, String)>;
+
 /// Puts the versions that lose into the directory `place` of the store, durably, with a list for people beside it. What
-/// was there before is replaced.
+/// was there before is replaced. Returns what of a chain cannot be there: the chain itself has to be kept for it.
 ///
 /// # Errors
 /// Any failing call; a redo begins anew.
@@ -104,14 +107,14 @@ pub fn save(
     net: &Net,
     chain: &Chain,
     lower: &Tree,
-) -> Result<()> {
+) -> Result<Left> {
     let temporary = store.directory().join(durable::temporary_name("conflicts"));
     if durable::exists(&temporary)? {
         fs::remove_dir_all(&temporary).at("unlink", &temporary)?;
     }
     durable::create_directory(&temporary)?;
     let copies = Tree::open(&temporary)?;
-    let mut list = String::new();
+    let (mut list, mut left) = (String::new(), Left::new());
     for path in conflicts {
         let kept = match winner {
             Winner::Ram => {
@@ -119,7 +122,7 @@ pub fn save(
                 "kept what was in RAM"
             }
             Winner::Disk => {
-                copy_from_chain(chain, path, net, &copies)?;
+                left.extend(copy_from_chain(chain, path, net, &copies)?);
                 "kept what was on disk"
             }
         };
@@ -132,7 +135,8 @@ pub fn save(
     durable::write_file(path.parent().unwrap_or(Path::new("/")), &name, |file| {
         use std::io::Write;
         Ok(file.write_all(list.as_bytes()).at("write", &path)?)
-    })
+    })?;
+    Ok(left)
 }
 
 /// The list for people that stands beside the directory `place`; it is written last.
@@ -187,11 +191,11 @@ fn copy_from_disk(lower: &Tree, path: &RelPath, net: &Net, copies: &Tree) -> Res
     Ok(())
 }
 
-fn copy_from_chain(chain: &Chain, path: &RelPath, net: &Net, copies: &Tree) -> Result<()> {
+fn copy_from_chain(chain: &Chain, path: &RelPath, net: &Net, copies: &Tree) -> Result<Left> {
     let place = Place::new(copies, Into::Copy, COPIES);
     make_parents(&place, path)?;
     let here = net.entries.iter().filter(|(at, _)| *at == path || at.is_below(path));
-    let mut directories = Vec::new();
+    let (mut directories, mut left) = (Vec::new(), Left::new());
     let mut frames = FrameCache::default();
     for (at, recorded) in here {
         let Some(node) = recorded.state.node() else { continue };
@@ -200,10 +204,12 @@ fn copy_from_chain(chain: &Chain, path: &RelPath, net: &Net, copies: &Tree) -> R
             directories.push((at, &node.meta));
         } else {
             let seq = recorded.seq;
-            place.put(at, node, &mut |_, content, sink| chain.contents(seq, content, &mut frames, sink))?;
+            let put = place.put(at, node, &mut |_, content, sink| chain.contents(seq, content, &mut frames, sink));
+            left.extend(place.unless_impossible(at, put)?);
         }
     }
-    directories.into_iter().rev().try_for_each(|(at, meta)| place.finish_dir(at, meta, false))
+    directories.into_iter().rev().try_for_each(|(at, meta)| place.finish_dir(at, meta, false))?;
+    Ok(left)
 }
 
 fn make_parents(place: &Place, path: &RelPath) -> Result<()> {
