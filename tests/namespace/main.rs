@@ -21,6 +21,7 @@ mod order;
 mod refused;
 mod reserve;
 mod restart;
+mod run;
 mod shutdown;
 mod sweep;
 mod tools;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         ("refused", refused::TESTS),
         ("reserve", reserve::TESTS),
         ("restart", restart::TESTS),
+        ("run", run::TESTS),
         ("shutdown", shutdown::TESTS),
         ("vanish", vanish::TESTS),
         ("written", written::TESTS),
