@@ -37,7 +37,8 @@ pub enum Winner {
     Disk,
 }
 
-/// The paths of `net` that lower has otherwise than when they were captured, and otherwise than `net` wants them.
+/// The paths of `net` that lower has otherwise than when they were captured, and otherwise than `net` wants them. Below a
+/// directory that hides all of lower's it is that directory: one can have it, or the other.
 ///
 /// # Errors
 /// Whatever reading lower says.
@@ -51,11 +52,19 @@ pub fn find(net: &Net, lower: &Tree, seed: u64) -> Result<Vec<RelPath>> {
             && !is_as_wanted(lower, path, &recorded.state, seed)?)
     };
     let differing: Vec<bool> = with_base.par_iter().map(differs).collect::<Result<_>>()?;
+    let hidden = net.hidden_directories();
     let mut found: Vec<RelPath> = Vec::new();
     // A conflict that is about a whole object covers what is below it.
     let mut covered: Option<&RelPath> = None;
     for ((path, _), _) in with_base.iter().zip(differing).filter(|(_, differs)| *differs) {
         if covered.is_some_and(|above| path.is_below(above)) {
+            continue;
+        }
+        // Its base was the whole of what it hides, which differs then itself, unless it could not be read.
+        let hides = path.ancestors().filter(|above| hidden.contains(above)).last();
+        if let Some((hides, _)) = hides.and_then(|hides| net.entries.get_key_value(&hides)) {
+            found.push(hides.clone());
+            covered = Some(hides);
             continue;
         }
         found.push((*path).clone());
