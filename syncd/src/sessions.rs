@@ -78,6 +78,12 @@ impl Sessions {
         }
     }
 
+    /// Whether every change is told.
+    #[must_use]
+    pub fn tells_all(&self) -> bool {
+        matches!(self.source, Source::Logind(_))
+    }
+
     /// Looks who is logged in now. The first look turns nothing: nobody logged in or out before our eyes.
     pub fn look(&mut self) -> Turn {
         let before = self.present.take();

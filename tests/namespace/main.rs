@@ -22,6 +22,7 @@ mod refused;
 mod reserve;
 mod restart;
 mod run;
+mod sessions;
 mod shutdown;
 mod sweep;
 mod tools;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         ("reserve", reserve::TESTS),
         ("restart", restart::TESTS),
         ("run", run::TESTS),
+        ("sessions", sessions::TESTS),
         ("shutdown", shutdown::TESTS),
         ("vanish", vanish::TESTS),
         ("written", written::TESTS),

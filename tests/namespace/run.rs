@@ -24,7 +24,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 ];
 
 /// `/etc` and `/var/log` in RAM, looked at several times a second.
-const CONFIG: &str = r#"
+pub(crate) const CONFIG: &str = r#"
 overlay.dirs = ["/etc", "/var/log"]
 tmpfs = { "/tmp" = false, "/var/tmp" = false, "/var/cache" = false }
 checkpoint.interval = "300ms"
@@ -34,7 +34,7 @@ checkpoint.per_target = { "/etc" = "300ms" }
 const LONG: Duration = Duration::from_secs(30);
 
 /// A daemon, and the socket where it tells systemd how it is.
-struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     socket: UnixDatagram,
     _directory: tempfile::TempDir,
@@ -48,7 +48,7 @@ impl Daemon {
         Self::start_with(world.syncd_command(&["run"]), |_| ())
     }
 
-    fn start_with(mut command: Command, more: impl Fn(&mut Command)) -> Self {
+    pub(crate) fn start_with(mut command: Command, more: impl Fn(&mut Command)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let address = directory.path().join("notify");
         let socket = UnixDatagram::bind(&address).unwrap();
@@ -64,7 +64,7 @@ impl Daemon {
     }
 
     /// Waits until systemd is told something.
-    fn hears(&self, what: &str) {
+    pub(crate) fn hears(&self, what: &str) {
         let mut buffer = [0; 1024];
         loop {
             let length =
@@ -75,8 +75,13 @@ impl Daemon {
         }
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         fs::read_to_string(&self.said).unwrap()
+    }
+
+    /// Its number.
+    pub(crate) fn process(&self) -> u32 {
+        self.child.id()
     }
 
     fn signal(&self, signal: Signal) {
@@ -98,7 +103,7 @@ impl Drop for Daemon {
 }
 
 #[track_caller]
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < LONG, "{what}");
@@ -106,7 +111,7 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-fn running(config: &str) -> World {
+pub(crate) fn running(config: &str) -> World {
     let world = World::new(config);
     fs::create_dir_all(world.at("var/log")).unwrap();
     world.boot();
@@ -271,7 +276,7 @@ fn it_keeps_nothing_of_a_target_in_use() {
     until("no checkpoint", || world.checkpoints().len() == 1);
     // While it looks it has them.
     until("it keeps something open", || {
-        let descriptors = fs::read_dir(format!("/proc/{}/fd", daemon.child.id())).unwrap();
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", daemon.process())).unwrap();
         let mut open = descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
         open.all(|path| !path.starts_with(&world.root) && !path.starts_with(&world.run))
     });

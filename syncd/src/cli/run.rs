@@ -103,6 +103,8 @@ impl Daemon {
                     return self.save("the end");
                 }
                 Ok(Event::Session(change)) => self.session(change),
+                // A display that was killed left its socket behind, and nobody was told.
+                Err(RecvTimeoutError::Timeout) if !self.sessions.tells_all() => self.look_at_sessions(),
                 Err(RecvTimeoutError::Timeout) => {}
             }
             drop(busy);

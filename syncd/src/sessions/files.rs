@@ -9,7 +9,11 @@ use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::error::{At, SystemError};
 use procfs::net::UnixState;
+use procfs::process::Process;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use utmp_rs::UtmpEntry;
 
 use super::Change;
@@ -21,6 +25,9 @@ const X11: &str = "/tmp/.X11-unix";
 /// Where the runtime directories of users are, with the sockets of Wayland compositors.
 const RUNTIME: &str = "/run/user";
 
+/// The state of a process that has ended and that nobody has asked about yet (`proc_pid_stat(5)`).
+const ZOMBIE: char = 'Z';
+
 /// Watches them.
 #[derive(Debug)]
 pub(super) struct Files;
@@ -28,12 +35,12 @@ pub(super) struct Files;
 impl Files {
     /// Has changes told, from a thread of its own.
     pub(super) fn watch(tell: impl Fn(Change) + Send + 'static) -> Result<Self, SystemError> {
-        let watch = inotify::init(CreateFlags::CLOEXEC).at("inotify_init1", "/run")?;
+        let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).at("inotify_init1", "/run")?;
         follow(&watch);
         std::thread::spawn(move || {
-            let mut buffer = [MaybeUninit::uninit(); 4096];
-            // A directory that comes later is watched from then on. What fails to be read tells nothing any more.
-            while inotify::Reader::new(&watch, &mut buffer).next().is_ok() {
+            // What fails to be waited for tells nothing any more.
+            while wait(&watch).is_ok() {
+                // A directory that came meanwhile is watched from now on.
                 follow(&watch);
                 tell(Change::Sessions);
             }
@@ -51,7 +58,29 @@ impl Files {
     /// Who is logged in.
     #[allow(clippy::unused_self, reason = "there is nothing to be told without a watch")]
     pub(super) fn present(&self) -> Option<BTreeSet<String>> {
-        logins(Path::new(UTMP)).or_else(displays)
+        match logins(Path::new(UTMP)) {
+            Some(logins) => Some(logins.into_iter().map(|login| login.name).collect()),
+            None => displays(),
+        }
+    }
+}
+
+/// Waits until a file changes, or a process ends that is a login: whoever notes in utmp that it did may come much later,
+/// or never.
+fn wait(watch: &OwnedFd) -> rustix::io::Result<()> {
+    let logins = logins(Path::new(UTMP)).unwrap_or_default();
+    let leaders: Vec<_> =
+        logins.iter().filter_map(|login| pidfd_open(login.leader, PidfdFlags::empty()).ok()).collect();
+    let mut all: Vec<_> = std::iter::once(watch).chain(&leaders).map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+    poll(&mut all, None)?;
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut events = inotify::Reader::new(watch, &mut buffer);
+    loop {
+        match events.next() {
+            Ok(_) => {}
+            Err(Errno::AGAIN) => return Ok(()),
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -67,12 +96,22 @@ fn follow(watch: &OwnedFd) {
     }
 }
 
-/// The logins in utmp whose process lives; `None` where it is missing or has no record at all: a system that writes none.
-fn logins(path: &Path) -> Option<BTreeSet<String>> {
+/// A login in utmp.
+struct Login {
+    /// Its first process.
+    leader: Pid,
+    /// Who and where.
+    name: String,
+}
+
+/// The logins in utmp whose process runs; `None` where it is missing or has no record at all: a system that writes none.
+fn logins(path: &Path) -> Option<Vec<Login>> {
     let entries = utmp_rs::parse_from_path(path).ok().filter(|entries| !entries.is_empty())?;
     let logins = entries.into_iter().filter_map(|entry| match entry {
         UtmpEntry::UserProcess { pid, line, user, .. } => {
-            Path::new("/proc").join(pid.to_string()).exists().then(|| format!("{user} on {line}"))
+            let stat = Process::new(pid).and_then(|process| process.stat()).ok()?;
+            let leader = Pid::from_raw(pid).filter(|_| stat.state != ZOMBIE)?;
+            Some(Login { leader, name: format!("{user} on {line}") })
         }
         _ => None,
     });
