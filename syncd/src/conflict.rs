@@ -93,7 +93,7 @@ fn is_as_wanted(lower: &Tree, path: &RelPath, state: &State, seed: u64) -> Resul
     match (Existing::at(lower, parent.as_fd(), path)?, state) {
         (None, state) => Ok(*state == State::Deleted),
         (Some(existing), State::Present(node)) => Ok(!node.is_opaque()
-            && existing.stat.st_mode & 0o7777 == node.meta.mode
+            && node.has_permissions(existing.stat.st_mode)
             && (existing.stat.st_uid, existing.stat.st_gid) == (node.meta.uid, node.meta.gid)
             && existing.has_kind_and_content(node, seed)?),
         _ => Ok(false),
