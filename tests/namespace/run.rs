@@ -1,6 +1,9 @@
 //! `syncd run`: when it saves, what a signal does, and that its own words are no reason to write.
+//!
+//! `DAY_CHECKPOINTS=N` sets for how many checkpoints the day of one lasts.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -21,6 +24,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("systemd_is_told_how_it_is", systemd_is_told_how_it_is),
     ("a_rotated_log_goes_on_in_a_new_file", a_rotated_log_goes_on_in_a_new_file),
     ("it_keeps_nothing_of_a_target_in_use", it_keeps_nothing_of_a_target_in_use),
+    ("a_day_of_it_leaves_it_as_it_was", a_day_of_it_leaves_it_as_it_was),
 ];
 
 /// `/etc` and `/var/log` in RAM, looked at several times a second.
@@ -280,4 +284,48 @@ fn it_keeps_nothing_of_a_target_in_use() {
         let mut open = descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
         open.all(|path| !path.starts_with(&world.root) && !path.starts_with(&world.run))
     });
+}
+
+/// What a process takes: KiB of memory that are its own, and descriptors.
+fn takes(process: u32) -> (u64, usize) {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    let memory = line.trim().trim_end_matches(" kB").parse().unwrap();
+    (memory, fs::read_dir(format!("/proc/{process}/fd")).unwrap().count())
+}
+
+/// Packages come and go, a log grows and is rotated, settings are edited.
+fn a_day_of_it_leaves_it_as_it_was() {
+    let checkpoints = std::env::var("DAY_CHECKPOINTS").map_or(60, |text| text.parse().unwrap());
+    let world = running(&CONFIG.replace("300ms", "1h"));
+    let daemon = Daemon::start(&world);
+    let (etc, log) = (world.at("etc"), world.at("var/log"));
+    let mut early = None;
+    for number in 1..=checkpoints {
+        fs::write(etc.join("setting"), number.to_string()).unwrap();
+        let package = etc.join("package");
+        if number % 10 == 1 {
+            fs::create_dir_all(&package).unwrap();
+            (0..300).for_each(|file| fs::write(package.join(file.to_string()), vec![b'x'; 3000]).unwrap());
+        } else if number % 10 == 6 {
+            fs::remove_dir_all(&package).unwrap();
+        }
+        let mut lines = fs::File::options().create(true).append(true).open(log.join("syslog")).unwrap();
+        (0..300).for_each(|line| writeln!(lines, "a line of this hour: {number}.{line}").unwrap());
+        if number % 20 == 0 {
+            fs::rename(log.join("syslog"), log.join("syslog.1")).unwrap();
+        }
+        let marker = format!("checkpoint {number} (");
+        daemon.signal(Signal::USR1);
+        until("no checkpoint", || daemon.text().matches(&marker).count() == 2);
+        if number == 20 {
+            early = Some(takes(daemon.process()));
+        }
+    }
+    let (early, late) = (early.unwrap(), takes(daemon.process()));
+    println!("{checkpoints} checkpoints; KiB and descriptors after 20: {early:?}, at the end: {late:?}");
+    assert!(late.1 <= early.1, "descriptors are left open: {early:?} {late:?}");
+    // A chain of 64 checkpoints takes more than one of 20, and that is all of it (1200 of them: 5 MiB more than after 20).
+    let more = u64::min(128 * (checkpoints - 20), 8 << 10);
+    assert!(late.0 <= early.0 + more, "memory grows: {early:?} {late:?} KiB");
 }
