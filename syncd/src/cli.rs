@@ -8,6 +8,7 @@ mod last_stage;
 mod merge;
 mod report;
 mod status;
+mod user_cache;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -110,6 +111,12 @@ enum Command {
         /// Where those go that come before or after others
         others: Vec<PathBuf>,
     },
+    /// For systemd: the cache of a user in RAM, for a session
+    #[command(hide = true)]
+    UserCache {
+        #[command(subcommand)]
+        action: user_cache::Action,
+    },
     /// For `early`: unpack a chain that cannot be merged into an upper directory
     #[command(hide = true)]
     Unpack {
@@ -146,8 +153,8 @@ impl Outcome {
     /// What an error means for the exit status.
     pub(crate) fn of_error(error: &anyhow::Error) -> Self {
         match error.downcast_ref() {
-            Some(Error::UnknownTarget { .. }) => Self::Usage,
-            Some(Error::Alive { .. } | Error::NotMounted { .. }) => Self::Partial,
+            Some(Error::UnknownTarget { .. } | Error::UnknownUser { .. }) => Self::Usage,
+            Some(Error::Alive { .. } | Error::NotMounted { .. } | Error::Left { .. }) => Self::Partial,
             _ => Self::Failed,
         }
     }
@@ -178,6 +185,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::LastStage => last_stage::run(&system, &progress, *json),
         // It returned above: it must not need what the others need.
         Command::Generator { .. } => Ok(Outcome::Done),
+        Command::UserCache { action } => user_cache::run(&system, action, *json),
         Command::Unpack { target, upper } => merge::unpack(&system, target, upper, &progress),
     }?;
     let Some(error) = system.config_error else { return Ok(outcome) };

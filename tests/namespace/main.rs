@@ -24,6 +24,7 @@ mod restart;
 mod shutdown;
 mod sweep;
 mod tools;
+mod user_cache;
 mod vanish;
 mod world;
 mod written;
@@ -38,6 +39,7 @@ static TABLE: RwLock<()> = RwLock::new(());
 
 fn main() -> ExitCode {
     test_support::live::write_if_asked();
+    user_cache::hostile::act_if_asked();
     let mut args = Arguments::from_args();
     let available = tools::enter_private_namespace();
     if let Err(reason) = &available {
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         ("reserve", reserve::TESTS),
         ("restart", restart::TESTS),
         ("shutdown", shutdown::TESTS),
+        ("user_cache", user_cache::TESTS),
         ("vanish", vanish::TESTS),
         ("written", written::TESTS),
     ];
