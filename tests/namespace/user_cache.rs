@@ -1,6 +1,7 @@
 //! `~/.cache` in RAM: what a session finds there, what is kept of it, and what a hostile user can make of it (nothing).
 
 pub(crate) mod hostile;
+mod race;
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -19,6 +20,7 @@ use crate::world::{Disk, Fs, World, expect};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_cache_is_in_ram_for_a_session", a_cache_is_in_ram_for_a_session),
+    ("all_of_it_is_there_where_mounts_are_shared", all_of_it_is_there_where_mounts_are_shared),
     ("a_missing_cache_is_made", a_missing_cache_is_made),
     ("a_folder_is_moved_once_and_kept", || a_folder_is_kept(Place::SameDisk)),
     ("a_folder_is_copied_once_and_kept", || a_folder_is_kept(Place::OtherDisk)),
@@ -30,6 +32,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_folder_that_is_not_the_users_is_left", a_folder_that_is_not_the_users_is_left),
     ("accounts_are_left_alone", accounts_are_left_alone),
     ("nothing_is_unmounted_that_is_in_use", nothing_is_unmounted_that_is_in_use),
+    ("a_cache_that_is_moved_meanwhile_is_not_covered", race::a_cache_that_is_moved_meanwhile_is_not_covered),
+    ("a_folder_that_is_exchanged_meanwhile_is_given_back", race::a_folder_that_is_exchanged_meanwhile_is_given_back),
+    ("a_folder_that_is_exchanged_during_its_copy_is_left", race::a_folder_that_is_exchanged_during_its_copy_is_left),
+    ("a_file_that_is_changed_during_its_copy_is_left", race::a_file_that_is_changed_during_its_copy_is_left),
     ("a_hostile_user_reaches_nothing", hostile::a_hostile_user_reaches_nothing),
 ];
 
@@ -214,6 +220,25 @@ fn a_cache_is_in_ram_for_a_session() {
     people.world.configure(&CONFIG.replace("'8M'", "false"));
     said(&people.start(), 0, "tmpfs.user_cache is false");
     assert!(mounts(&cache).is_empty());
+}
+
+fn all_of_it_is_there_where_mounts_are_shared() {
+    // As systemd has them: what is unmounted in one place goes in all that are shared with it.
+    let people = People::new(Place::OtherDisk);
+    let before = fill(&people.cache());
+    fs::create_dir(&people.world.run).unwrap();
+    let (run, root, homes) = (&people.world.run, people.world.disk().path(), people.world.at("home"));
+    tools::run("mount", &["--bind", run.to_str().unwrap(), run.to_str().unwrap()]);
+    for path in [run, &root, &homes] {
+        tools::run("mount", &["--make-shared", path.to_str().unwrap()]);
+    }
+    let mounted = people.mounts();
+    expect(&people.start(), 0);
+    assert_eq!(mounts(&people.cache()).len(), 3);
+    snapshot::assert_same(&before, &snapshot::take(&people.cache().join("paru")), "in RAM");
+    people.stopped();
+    assert_eq!(people.mounts(), mounted);
+    unmount(run, UnmountFlags::DETACH).unwrap();
 }
 
 fn a_missing_cache_is_made() {
