@@ -156,6 +156,10 @@ fn lock(layout: &Layout, user: &User) -> Result<(File, PathBuf)> {
     let path = staging.with_extension("lock");
     let lock = File::create(&path).at("open", &path)?;
     lock.lock().at("flock", &path)?;
+    if sys::is_mounted(&staging) {
+        // Of a start that was cut.
+        sys::detach(&staging);
+    }
     Ok((lock, staging))
 }
 
@@ -194,10 +198,6 @@ fn keep(system: &System, cache: &Cache<'_>, tell: Tell<'_>) -> (Vec<Bind>, Vec<S
 
 /// Mounts everything at `staging`, and returns it, mounted nowhere.
 fn assemble(staging: &Path, cache: &Cache<'_>, size: u64, kept: &[Bind], no_exec: bool) -> anyhow::Result<Tree> {
-    if sys::is_mounted(staging) {
-        // Of a start that was cut.
-        sys::detach(staging);
-    }
     let tmpfs = FileSystem {
         fs_type: "tmpfs",
         source: SOURCE,

@@ -100,11 +100,15 @@ fn hostile(people: &People, seed: u64) -> Child {
 }
 
 pub(crate) fn a_hostile_user_reaches_nothing() {
-    let seconds = std::env::var("HOSTILE_SECONDS").map_or(3, |text| text.parse().unwrap());
+    let seconds = std::env::var("HOSTILE_SECONDS").map_or(2, |text| text.parse().unwrap());
     let begin = Instant::now();
     let (mut rounds, mut calls, mut mounted, mut kept) = (0, 0, 0, 0);
     let mut rng = Rng::new();
-    while begin.elapsed() < Duration::from_secs(seconds) {
+    let is_told = |mounted: usize, kept: usize| mounted > 0 && kept > 0;
+    while begin.elapsed() < Duration::from_secs(seconds)
+        // A busy machine gets nowhere in so short a time.
+        || !is_told(mounted, kept) && begin.elapsed() < Duration::from_secs(60)
+    {
         let place = if rounds % 2 == 0 { Place::SameDisk } else { Place::OtherDisk };
         let people = People::new(place);
         let canary = Canary::new(&people);
@@ -130,7 +134,7 @@ pub(crate) fn a_hostile_user_reaches_nothing() {
         rounds += 1;
     }
     println!("{calls} calls, {mounted} mounted, {kept} times a folder was kept, {} s", begin.elapsed().as_secs());
-    assert!(mounted > 0 && kept > 0, "the user kept everything from being done: the test says nothing");
+    assert!(is_told(mounted, kept), "the user kept everything from being done: the test says nothing");
 }
 
 /// A home as it was; nothing is mounted in it.
