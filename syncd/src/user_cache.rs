@@ -27,13 +27,13 @@ use ephemeral_overlay::error::At;
 use ephemeral_overlay::layout::open_host_dir;
 use ephemeral_overlay::mountinfo::Mount;
 use ephemeral_overlay::state::Skipped;
-use rustix::fs::{Mode, fstat, mkdirat};
+use rustix::fs::{Gid, Mode, Uid, fchown, fstat, mkdirat};
 
 use crate::error::{Error, Result};
 use crate::in_use;
 use crate::system::System;
 use crate::tree::open_child_dir;
-use home::{Cache, Home, Mounted, SOURCE, open_mounted};
+use home::{Cache, Home, Mounted, open_mounted, source};
 use keep::Keep;
 pub use users::User;
 
@@ -200,14 +200,18 @@ fn keep(system: &System, cache: &Cache<'_>, tell: Tell<'_>) -> (Vec<Bind>, Vec<S
 fn assemble(staging: &Path, cache: &Cache<'_>, size: u64, kept: &[Bind], no_exec: bool) -> anyhow::Result<Tree> {
     let tmpfs = FileSystem {
         fs_type: "tmpfs",
-        source: SOURCE,
+        source: &source(cache.user().uid),
         options: vec![("size", size.to_string()), ("mode", "0700".into())],
         restricted: true,
     };
     let at = open_host_dir(staging)?;
     let root = tmpfs.mount_on(at.as_fd(), &|root| {
         for (name, _) in kept {
-            mkdirat(root, name, Mode::RWXU).at("mkdirat", staging.join(name))?;
+            let at = staging.join(name);
+            mkdirat(root, name, Mode::RWXU).at("mkdirat", &at)?;
+            // Whatever becomes of what is bound there, it is a folder of the user's.
+            let (uid, gid) = (Uid::from_raw(cache.user().uid), Gid::from_raw(cache.user().gid));
+            fchown(open_child_dir(root, name).at("openat2", &at)?, Some(uid), Some(gid)).at("fchown", &at)?;
         }
         copy_own_attributes(cache.dir(), root, cache.path())
     })?;
@@ -257,14 +261,15 @@ fn take_apart(home: &Home<'_>, inner: &[Mount]) -> anyhow::Result<bool> {
         }
     }
     drop(top);
-    if !is_used && sys::unmount_unused(&home.cache_by_descriptor())? {
-        return Ok(true);
+    let unmounted = if is_used { Ok(false) } else { sys::unmount_unused(&home.cache_by_descriptor()) };
+    if unmounted.as_ref().is_ok_and(|&is_gone| is_gone) {
+        return unmounted;
     }
     let top = home.top()?;
     for (name, tree) in apart.iter().rev() {
         tree.attach(open_child_dir(top.as_fd(), name).at("openat2", home.cache_path().join(name))?.as_fd())?;
     }
-    Ok(false)
+    unmounted
 }
 
 /// Unmounts a folder that is kept, if nothing uses it, and keeps a copy of its mount.

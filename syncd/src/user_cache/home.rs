@@ -22,8 +22,11 @@ use crate::tree::open_child_dir;
 
 /// The name of the cache in a home.
 const CACHE: &str = ".cache";
-/// What our mounts say that they were mounted from.
-pub(super) const SOURCE: &str = "ephemeral-overlay";
+
+/// What the cache of a user in RAM says that it was mounted from.
+pub(super) fn source(uid: u32) -> String {
+    format!("ephemeral-overlay-cache-{uid}")
+}
 
 /// A user's home.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub(super) struct Home<'a> {
     dir: OwnedFd,
     /// Where it is, for messages and for the mount table.
     path: PathBuf,
+    /// The root of the system, likewise.
+    root: PathBuf,
 }
 
 /// What is mounted on a cache.
@@ -64,7 +69,8 @@ impl<'a> Home<'a> {
             layout.open_dir(&user.home)?;
         }
         let path = std::fs::read_link(Handle::of(dir.as_fd()).path()).at("readlink", &shown)?;
-        Ok(Some(Self { user, identity, dir, path }))
+        let root = std::fs::canonicalize(layout.root()).at("realpath", layout.root())?;
+        Ok(Some(Self { user, identity, dir, path, root }))
     }
 
     /// Where the cache is.
@@ -86,15 +92,24 @@ impl<'a> Home<'a> {
     /// What is mounted on the cache.
     pub(super) fn mounted(&self) -> Result<Mounted> {
         let table = std::fs::read("/proc/self/mountinfo").at("read", "/proc/self/mountinfo")?;
-        let mounts = mountinfo::below(&mountinfo::parse(&table), &self.cache_path());
-        let (own, inner): (Vec<_>, Vec<_>) = mounts.into_iter().partition(|mount| mount.mount_point == Path::new("/"));
+        let (all, path) = (mountinfo::parse(&table), self.cache_path());
+        let source = PathBuf::from(source(self.user.uid));
+        let is_ours = |mount: &Mount| mount.fs_type == "tmpfs" && mount.source == source;
+        let (own, inner): (Vec<_>, Vec<_>) =
+            mountinfo::below(&all, &path).into_iter().partition(|mount| mount.mount_point == Path::new("/"));
         Ok(match (own.last(), inner.first()) {
-            (None, None) => Mounted::Nothing,
+            // Out of an older mount namespace a user can rename it with what is mounted on it. One must be enough.
+            (None, None) => {
+                match all.iter().find(|mount| is_ours(mount) && mount.mount_point.starts_with(&self.root)) {
+                    Some(moved) => Mounted::Other(format!("it was moved to {}", moved.mount_point.display())),
+                    None => Mounted::Nothing,
+                }
+            }
             (None, Some(inner)) => {
-                let at = self.cache_path().join(inner.mount_point.strip_prefix("/").unwrap_or(Path::new("")));
+                let at = path.join(inner.mount_point.strip_prefix("/").unwrap_or(Path::new("")));
                 Mounted::Other(format!("{} is mounted in it", at.display()))
             }
-            (Some(own), _) if own.fs_type == "tmpfs" && own.source == Path::new(SOURCE) => Mounted::Ours(inner),
+            (Some(own), _) if is_ours(own) => Mounted::Ours(inner),
             (Some(own), _) => Mounted::Other(format!("something is mounted there already ({})", own.fs_type)),
         })
     }

@@ -1,15 +1,17 @@
 //! The races that a user may win, each at the one moment that counts: a start is stopped there by strace.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use test_support::snapshot;
 
-use super::{CONFIG, People, Place, fill, make, said};
+use super::{CONFIG, People, Place, fill, make, mounts, said};
 use crate::sweep::strace_command;
+use crate::world::expect;
 
 /// Starts the cache; when `inject` stops it, behind a call, does `act`.
 fn meanwhile(people: &People, inject: &[&str], act: impl FnOnce()) -> Output {
@@ -17,7 +19,7 @@ fn meanwhile(people: &People, inject: &[&str], act: impl FnOnce()) -> Output {
     let command = people.world.syncd_command(&["user-cache", "start", "1000"]);
     let options = [inject, &["-o", log.path().to_str().unwrap()]].concat();
     let mut strace = strace_command(&command, &options);
-    let child = strace.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let child = strace.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let stopped = (0..500).find_map(|_| {
         std::thread::sleep(Duration::from_millis(10));
         let text = fs::read_to_string(log.path()).unwrap();
@@ -57,6 +59,33 @@ pub(super) fn a_cache_that_is_moved_meanwhile_is_not_covered() {
     said(&output, 3, "it was moved");
     assert_eq!(people.mounts(), before);
     assert!(moved.join("other/file").exists());
+}
+
+pub(super) fn a_cache_that_is_moved_with_its_mount_is_the_only_one() {
+    let people = people(Place::SameDisk);
+    let (cache, moved) = (people.cache(), people.world.at("home/alice/moved"));
+    fill(&cache);
+    // There nothing is mounted on it.
+    let mut older = Command::new("unshare")
+        .args(["-m", "--propagation", "private", "sh", "-c", "echo ready; read line; exec mv \"$0\" \"$1\""])
+        .args([&cache, &moved])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(older.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    expect(&people.start(), 0);
+    older.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    assert!(older.wait().unwrap().success());
+    assert_eq!(mounts(&moved).len(), 2, "the kernel forbids it now");
+    make(&cache, 1000);
+    for _ in 0..2 {
+        said(&people.start(), 3, "it was moved to");
+        said(&people.stop(), 0, "it was not in RAM");
+    }
+    assert!(mounts(&cache).is_empty());
+    assert_eq!(mounts(&moved).len(), 2);
 }
 
 pub(super) fn a_folder_that_is_exchanged_meanwhile_is_given_back() {
@@ -109,6 +138,6 @@ pub(super) fn a_file_that_is_changed_during_its_copy_is_left() {
     let before = snapshot::take(&paru);
     people.stopped();
     assert!(people.cache().join("paru/file").exists());
-    super::expect(&people.start(), 0);
+    expect(&people.start(), 0);
     snapshot::assert_same(&before, &snapshot::take(&paru), "copied by the next start");
 }
