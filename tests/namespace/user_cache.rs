@@ -27,6 +27,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_move_killed_anywhere_is_done_by_the_next", || killed_anywhere(Place::SameDisk)),
     ("a_copy_killed_anywhere_is_done_by_the_next", || killed_anywhere(Place::OtherDisk)),
     ("a_copy_that_fails_leaves_the_old_folder_in_use", a_copy_that_fails_leaves_the_old_folder_in_use),
+    ("a_copy_that_was_cut_is_not_taken_for_what_is_gone", a_copy_that_was_cut_is_not_taken_for_what_is_gone),
     ("a_copy_that_has_no_room_is_not_begun", a_copy_that_has_no_room_is_not_begun),
     ("what_is_no_cache_of_the_user_is_left", what_is_no_cache_of_the_user_is_left),
     ("a_folder_that_is_not_the_users_is_left", a_folder_that_is_not_the_users_is_left),
@@ -358,6 +359,19 @@ fn a_copy_that_fails_leaves_the_old_folder_in_use() {
     }
     expect(&people.start(), 0);
     snapshot::assert_same(&before, &snapshot::take(&paru), "in the end");
+}
+
+fn a_copy_that_was_cut_is_not_taken_for_what_is_gone() {
+    let people = People::new(Place::OtherDisk);
+    let paru = people.cache().join("paru");
+    fill(&people.cache());
+    let command = people.world.syncd_command(&["user-cache", "start", "1000"]);
+    let output = strace(&command, &["-e", "inject=syncfs:signal=KILL", "-o", "/dev/null"]);
+    assert!(!output.status.success());
+    assert!(people.kept().join("copies/1000/paru/file").exists());
+    fs::remove_dir_all(&paru).unwrap();
+    expect(&people.start(), 0);
+    assert_eq!(fs::read_dir(&paru).unwrap().count(), 0);
 }
 
 fn a_copy_that_has_no_room_is_not_begun() {

@@ -128,10 +128,11 @@ impl<'a> Keep<'a> {
 
     fn make(&self, name: &OsStr) -> Result<()> {
         let shown = self.copies.path.join(name);
-        match self.cache.run(|_| mkdirat(&self.copies.fd, name, Mode::RWXU)) {
-            Err(Errno::EXIST) => {}
-            other => other.at("mkdirat", shown)?,
-        }
+        self.cache.run(|_| {
+            // Of a copy that was cut, of what is gone since.
+            remove(&self.copies.fd, name, &self.copies.path)?;
+            Ok::<_, Error>(mkdirat(&self.copies.fd, name, Mode::RWXU).at("mkdirat", shown)?)
+        })?;
         self.settle(&self.copies, name)
     }
 
