@@ -32,7 +32,8 @@ pub enum Winner {
     Disk,
 }
 
-/// The paths of `net` that lower has otherwise than when they were captured, and otherwise than `net` wants them.
+/// The paths of `net` that lower has otherwise than when they were captured, and otherwise than `net` wants them. Below a
+/// directory that hides all of lower's it is that directory: one can have it, or the other.
 ///
 /// # Errors
 /// Whatever reading lower says.
@@ -46,11 +47,19 @@ pub fn find(net: &Net, lower: &Tree, seed: u64) -> Result<Vec<RelPath>> {
             && !is_as_wanted(lower, path, &recorded.state, seed)?)
     };
     let differing: Vec<bool> = with_base.par_iter().map(differs).collect::<Result<_>>()?;
+    let hidden = net.hidden_directories();
     let mut found: Vec<RelPath> = Vec::new();
     // A conflict that is about a whole object covers what is below it.
     let mut covered: Option<&RelPath> = None;
     for ((path, _), _) in with_base.iter().zip(differing).filter(|(_, differs)| *differs) {
         if covered.is_some_and(|above| path.is_below(above)) {
+            continue;
+        }
+        // Its base was the whole of what it hides, which differs then itself, unless it could not be read.
+        let hides = path.ancestors().filter(|above| hidden.contains(above)).last();
+        if let Some((hides, _)) = hides.and_then(|hides| net.entries.get_key_value(&hides)) {
+            found.push(hides.clone());
+            covered = Some(hides);
             continue;
         }
         found.push((*path).clone());
@@ -79,15 +88,18 @@ fn is_as_wanted(lower: &Tree, path: &RelPath, state: &State, seed: u64) -> Resul
     match (Existing::at(lower, parent.as_fd(), path)?, state) {
         (None, state) => Ok(*state == State::Deleted),
         (Some(existing), State::Present(node)) => Ok(!node.is_opaque()
-            && existing.stat.st_mode & 0o7777 == node.meta.mode
+            && node.has_permissions(existing.stat.st_mode)
             && (existing.stat.st_uid, existing.stat.st_gid) == (node.meta.uid, node.meta.gid)
             && existing.has_kind_and_content(node, seed)?),
         _ => Ok(false),
     }
 }
 
+/// What the store's file system cannot hold, each with the reason.
+pub type Left = Vec<(RelPath, String)>;
+
 /// Puts the versions that lose into the directory `place` of the store, durably, with a list for people beside it. What
-/// was there before is replaced.
+/// was there before is replaced. Returns what of a chain cannot be there: the chain itself has to be kept for it.
 ///
 /// # Errors
 /// Any failing call; a redo begins anew.
@@ -99,14 +111,14 @@ pub fn save(
     net: &Net,
     chain: &Chain,
     lower: &Tree,
-) -> Result<()> {
+) -> Result<Left> {
     let temporary = store.directory().join(durable::temporary_name("conflicts"));
     if durable::exists(&temporary)? {
         fs::remove_dir_all(&temporary).at("unlink", &temporary)?;
     }
     durable::create_directory(&temporary)?;
     let copies = Tree::open(&temporary)?;
-    let mut list = String::new();
+    let (mut list, mut left) = (String::new(), Left::new());
     for path in conflicts {
         let kept = match winner {
             Winner::Ram => {
@@ -114,7 +126,7 @@ pub fn save(
                 "kept what was in RAM"
             }
             Winner::Disk => {
-                copy_from_chain(chain, path, net, &copies)?;
+                left.extend(copy_from_chain(chain, path, net, &copies)?);
                 "kept what was on disk"
             }
         };
@@ -127,7 +139,8 @@ pub fn save(
     durable::write_file(path.parent().unwrap_or(Path::new("/")), &name, |file| {
         use std::io::Write;
         Ok(file.write_all(list.as_bytes()).at("write", &path)?)
-    })
+    })?;
+    Ok(left)
 }
 
 /// The list for people that stands beside the directory `place`; it is written last.
@@ -148,11 +161,11 @@ fn copy_from_disk(lower: &Tree, path: &RelPath, net: &Net, copies: &Tree) -> Res
     copy::copy(lower, &found, &place, &mut |_, _| Ok(true), &mut |_| {})
 }
 
-fn copy_from_chain(chain: &Chain, path: &RelPath, net: &Net, copies: &Tree) -> Result<()> {
+fn copy_from_chain(chain: &Chain, path: &RelPath, net: &Net, copies: &Tree) -> Result<Left> {
     let place = copy::place(copies);
     make_parents(&place, path)?;
     let here = net.entries.iter().filter(|(at, _)| *at == path || at.is_below(path));
-    let mut directories = Vec::new();
+    let (mut directories, mut left) = (Vec::new(), Left::new());
     let mut frames = FrameCache::default();
     for (at, recorded) in here {
         let Some(node) = recorded.state.node() else { continue };
@@ -161,10 +174,12 @@ fn copy_from_chain(chain: &Chain, path: &RelPath, net: &Net, copies: &Tree) -> R
             directories.push((at, &node.meta));
         } else {
             let seq = recorded.seq;
-            place.put(at, node, &mut |_, content, sink| chain.contents(seq, content, &mut frames, sink))?;
+            let put = place.put(at, node, &mut |_, content, sink| chain.contents(seq, content, &mut frames, sink));
+            left.extend(place.unless_impossible(at, put)?);
         }
     }
-    directories.into_iter().rev().try_for_each(|(at, meta)| place.finish_dir(at, meta, false))
+    directories.into_iter().rev().try_for_each(|(at, meta)| place.finish_dir(at, meta, false))?;
+    Ok(left)
 }
 
 fn make_parents(place: &Place, path: &RelPath) -> Result<()> {

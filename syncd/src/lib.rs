@@ -27,6 +27,8 @@ mod per_thread;
 pub mod place;
 pub mod progress;
 pub mod scan;
+pub mod schedule;
+pub mod sessions;
 pub mod store;
 pub mod system;
 pub mod tree;

@@ -21,6 +21,8 @@ mod order;
 mod refused;
 mod reserve;
 mod restart;
+mod run;
+mod sessions;
 mod shutdown;
 mod sweep;
 mod tools;
@@ -69,6 +71,8 @@ fn main() -> ExitCode {
         ("refused", refused::TESTS),
         ("reserve", reserve::TESTS),
         ("restart", restart::TESTS),
+        ("run", run::TESTS),
+        ("sessions", sessions::TESTS),
         ("shutdown", shutdown::TESTS),
         ("user_cache", user_cache::TESTS),
         ("vanish", vanish::TESTS),
