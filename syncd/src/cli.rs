@@ -9,6 +9,7 @@ mod merge;
 mod report;
 mod run;
 mod status;
+mod user_cache;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -117,6 +118,12 @@ enum Command {
         /// Where those go that come before or after others
         others: Vec<PathBuf>,
     },
+    /// For systemd: the cache of a user in RAM, for a session
+    #[command(hide = true)]
+    UserCache {
+        #[command(subcommand)]
+        action: user_cache::Action,
+    },
     /// For `early`: unpack a chain that cannot be merged into an upper directory
     #[command(hide = true)]
     Unpack {
@@ -153,8 +160,8 @@ impl Outcome {
     /// What an error means for the exit status.
     pub(crate) fn of_error(error: &anyhow::Error) -> Self {
         match error.downcast_ref() {
-            Some(Error::UnknownTarget { .. }) => Self::Usage,
-            Some(Error::Alive { .. } | Error::NotMounted { .. }) => Self::Partial,
+            Some(Error::UnknownTarget { .. } | Error::UnknownUser { .. }) => Self::Usage,
+            Some(Error::Alive { .. } | Error::NotMounted { .. } | Error::Left { .. }) => Self::Partial,
             _ => Self::Failed,
         }
     }
@@ -188,6 +195,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Status => status::run(&system, *json),
         Command::Booted => checkpoint::booted(&system),
         Command::LastStage => last_stage::run(&system, &progress, *json),
+        Command::UserCache { action } => user_cache::run(&system, action, *json),
         // They returned above.
         Command::Generator { .. } | Command::Run => Ok(Outcome::Done),
         Command::Unpack { target, upper } => merge::unpack(&system, target, upper, &progress),

@@ -7,26 +7,21 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::error::At;
-use ephemeral_overlay::token::Token;
 use rayon::prelude::*;
 use rustix::io::Errno;
 
 use crate::base;
 use crate::chain::{Chain, FrameCache, Net, Recorded};
-use crate::content;
-use crate::digest::Digest;
+use crate::copy;
 use crate::durable;
-use crate::entry::{Base, Content, Kind, Node, State};
+use crate::entry::{Base, State};
 use crate::error::Result;
 use crate::existing::Existing;
 use crate::path::RelPath;
-use crate::place::{Into, Place};
-use crate::scan::{Object, View, file_meta, scan_below};
+use crate::place::Place;
+use crate::scan::{View, scan_below};
 use crate::store::TargetStore;
 use crate::tree::{Tree, is_nothing};
-
-/// The store is ours alone: nobody guesses names in it.
-const COPIES: Token = Token(0);
 
 /// Whose version stays where both changed a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,48 +155,14 @@ fn copy_from_disk(lower: &Tree, path: &RelPath, net: &Net, copies: &Tree) -> Res
         // Only its owner or mode differs, and the list says so.
         return Ok(());
     }
-    let place = Place::new(copies, Into::Copy, COPIES);
+    let place = copy::place(copies);
     make_parents(&place, path)?;
-    let mut contents = |path: &RelPath, _: &Content, sink: &mut dyn FnMut(u64, &[u8]) -> Result<()>| {
-        let (file, shown) = (lower.open_file(path)?, lower.show(path));
-        let stamp = content::stamp(&file, &shown)?;
-        content::blocks_of(&file, &stamp, 0..stamp.size, &mut Vec::new(), &shown, |block| {
-            block.data.iter().try_for_each(|data| sink(block.offset + data.start as u64, &block.bytes[data.clone()]))
-        })
-        .map(drop)
-    };
     let found = scan_below(lower, View::Plain, path)?;
-    for found in &found {
-        match &found.object {
-            Object::Other(Kind::Dir { .. }, _) => place.make_dir(&found.path)?,
-            Object::Other(kind, meta) => {
-                place.put(&found.path, &Node { kind: kind.clone(), meta: meta.clone(), group: 0 }, &mut contents)?;
-            }
-            Object::File => {
-                let file = lower.open_file(&found.path)?;
-                let (meta, _) = file_meta(&file, View::Plain, &lower.show(&found.path))?;
-                let content = Content {
-                    size: found.stamp.size,
-                    digest: Digest(0),
-                    fuzzy: false,
-                    stretches: Vec::new(),
-                    blocks: Vec::new(),
-                };
-                place.put(&found.path, &Node { kind: Kind::File(content), meta, group: 0 }, &mut contents)?;
-            }
-            Object::Whiteout => {}
-        }
-    }
-    for found in found.iter().rev() {
-        if let Object::Other(Kind::Dir { .. }, meta) = &found.object {
-            place.finish_dir(&found.path, meta, false)?;
-        }
-    }
-    Ok(())
+    copy::copy(lower, &found, &place, &mut |_, _| Ok(true), &mut |_| {})
 }
 
 fn copy_from_chain(chain: &Chain, path: &RelPath, net: &Net, copies: &Tree) -> Result<Left> {
-    let place = Place::new(copies, Into::Copy, COPIES);
+    let place = copy::place(copies);
     make_parents(&place, path)?;
     let here = net.entries.iter().filter(|(at, _)| *at == path || at.is_below(path));
     let (mut directories, mut left) = (Vec::new(), Left::new());

@@ -9,6 +9,7 @@ pub mod chain;
 pub mod checkpoint;
 pub mod conflict;
 pub mod content;
+pub mod copy;
 pub mod death;
 pub mod diff;
 pub mod digest;
@@ -31,6 +32,7 @@ pub mod sessions;
 pub mod store;
 pub mod system;
 pub mod tree;
+pub mod user_cache;
 pub mod written;
 
 pub use error::{Error, Result};

@@ -26,6 +26,7 @@ use rustix::fs::{
     ioctl_setflags, linkat, makedev, mkdirat, mknodat, openat, renameat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
+use rustix::process::geteuid;
 
 use crate::entry::{Content, Kind, Meta, Node};
 use crate::error::{Error, Result};
@@ -362,7 +363,7 @@ impl<'a> Place<'a> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let object = openat(parent, name, flags, Mode::empty()).at("openat", &shown)?;
         let stat = fstat(&object).at("fstat", &shown)?;
-        let is_ours = stat.st_uid == 0
+        let is_ours = stat.st_uid == geteuid().as_raw()
             && stat.st_nlink == 1
             && !matches!(FileType::from_raw_mode(stat.st_mode), FileType::RegularFile | FileType::Directory);
         if is_ours { Ok(object) } else { Err(Errno::STALE).at("openat", shown).map_err(crate::Error::from) }
