@@ -223,7 +223,10 @@ fn what_is_not_well_is_said_once() {
         let bind = world.run.join("store");
         let disk = world.root.parent().unwrap().to_path_buf();
         for path in [disk, bind] {
-            tools::run("mount", &["-o", &format!("remount,bind,{how}"), path.to_str().unwrap()]);
+            let mut mount = Command::new("mount");
+            mount.args(["-o", &format!("remount,bind,{how}")]).arg(path);
+            // It is busy while something is written.
+            until("no remount", || mount.output().unwrap().status.success());
         }
     };
     remount("ro");
