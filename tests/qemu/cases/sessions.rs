@@ -52,8 +52,10 @@ fn logout_and_suspend(on: Setup) {
         sh systemctl suspend && checkpoints 1; sleep 5\n\
         sh systemd-inhibit --list --no-legend | grep -c 'Ephemeral Overlay'\n\
         sh login-as anna; login-as bert\n\
+        sh echo cache of anna: $(findmnt --noheadings --output FSTYPE --mountpoint /home/anna/.cache)\n\
         write /etc/first ram\n\
         sh logout-as anna; sleep 2; checkpoints 1\n\
+        sh echo cache of anna now: $(findmnt --noheadings --output FSTYPE --mountpoint /home/anna/.cache)\n\
         write /etc/second ram\n\
         sh logout-as bert; checkpoints 2\n\
         sh journalctl --no-pager --output cat --unit ephemeral-overlay-syncd.service";
@@ -64,6 +66,9 @@ fn logout_and_suspend(on: Setup) {
         counts.eq(["1", "1", "2"]),
         "not saved by the suspend, by the first of two logouts, or not by the last",
     );
+    console.expect(console.says("guest: OUT cache of anna: tmpfs"), "the cache of a user was on disk");
+    console
+        .expect(console.lines.iter().any(|line| line == "guest: OUT cache of anna now:"), "it stayed after the logout");
     console.expect(console.says("checkpoint: a suspend"), "it was saved for another reason");
     console.expect(console.says("guest: OUT 1"), "the next suspend would not wait");
 
