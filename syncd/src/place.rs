@@ -497,7 +497,7 @@ fn remove_at(parent: impl AsFd, name: &OsStr, shown: &Path) -> Result<()> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
         return unprotected(parent, &path, shown, || unlink(AtFlags::empty()));
     }
-    let dir = open_child_dir(parent, name).at("openat2", shown)?;
+    let dir = open_child_dir(parent, name, OFlags::empty()).at("openat2", shown)?;
     for child in list(dir.as_fd(), shown)? {
         remove_at(&dir, &child, &shown.join(&child))?;
     }

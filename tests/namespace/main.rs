@@ -8,6 +8,7 @@
 
 mod activate;
 mod checkpoint;
+mod clean;
 mod damage;
 mod delta;
 mod differential;
@@ -38,6 +39,7 @@ static TABLE: RwLock<()> = RwLock::new(());
 
 fn main() -> ExitCode {
     test_support::live::write_if_asked();
+    test_support::hold::if_asked();
     let mut args = Arguments::from_args();
     let available = tools::enter_private_namespace();
     if let Err(reason) = &available {
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
     let modules = [
         ("activate", activate::TESTS),
         ("checkpoint", checkpoint::TESTS),
+        ("clean", clean::TESTS),
         ("damage", damage::TESTS),
         ("delta", delta::TESTS),
         ("differential", differential::TESTS),
