@@ -23,5 +23,7 @@ put 644 mkinitcpio/hooks/ephemeral-overlay "$root/usr/lib/initcpio/hooks/ephemer
 for unit in systemd/*.service; do
     put 644 "$unit" "$units/${unit##*/}"
 done
+put 644 systemd/user@.service.d/ephemeral-overlay.conf "$units/user@.service.d/ephemeral-overlay.conf"
+put 644 packaging/logrotate "$root/etc/logrotate.d/ephemeral-overlay"
 put 755 systemd/system-shutdown.sh "$root/usr/lib/systemd/system-shutdown/ephemeral-overlay"
 put 755 systemd/generator.sh "$root/usr/lib/systemd/system-generators/ephemeral-overlay"

@@ -31,6 +31,13 @@ const FSTAB: &str = "/etc/fstab";
 /// The store's directory below `persist.root`.
 pub const STORE_DIR: &str = "ephemeral-overlay";
 
+/// What is kept of the users' caches, below `persist.root`.
+pub const USER_CACHE_DIR: &str = "user-cache";
+/// The users of the system, below the root.
+pub const PASSWD: &str = "/etc/passwd";
+/// The groups of the system, below the root.
+pub const GROUP: &str = "/etc/group";
+
 /// Says that the root has a `syncd` and a last stage of shutdown that belong to `early`: one line `format = N`, the
 /// newest checkpoint format that its `syncd` reads and writes. Installed and removed together with them.
 pub const COUNTERPART: &str = "/usr/lib/ephemeral-overlay/counterpart";
@@ -142,6 +149,12 @@ impl Layout {
     #[must_use]
     pub fn store_bind(&self) -> PathBuf {
         self.run_dir.join("store")
+    }
+
+    /// Where the cache of the user with this number is put together, out of everybody's reach.
+    #[must_use]
+    pub fn user_cache(&self, uid: u32) -> PathBuf {
+        self.run_dir.join("user-cache").join(uid.to_string())
     }
 
     /// What the last run of a command on a target came to, for `status`.

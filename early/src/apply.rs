@@ -293,8 +293,11 @@ fn create_dir(path: &Path) -> Result<OwnedFd> {
     Ok(open_host_dir(path)?)
 }
 
-/// Gives the directory `to` the mode, owner, times and attributes of the directory `from`.
-fn copy_own_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &Path) -> Result<()> {
+/// Gives the directory `to` the mode, owner, times and attributes of the directory `from`; `path` is for messages.
+///
+/// # Errors
+/// Any failing call.
+pub fn copy_own_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &Path) -> Result<()> {
     let stat = fstat(from).at("fstat", path)?;
     copy_owner_and_mode(&stat, to, path)?;
     let target = Handle::of(to);

@@ -7,6 +7,6 @@ pub mod apply;
 pub mod chains;
 pub mod facts;
 pub mod plan;
-mod sys;
+pub mod sys;
 mod utab;
 pub mod writable;

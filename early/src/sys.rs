@@ -21,9 +21,13 @@ use rustix::mount::{
 /// How the root of a new mount is opened.
 const ROOT: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
+/// A mount of its own, reached by nothing but a descriptor.
+const CLONE: OpenTreeFlags =
+    OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC).union(OpenTreeFlags::AT_EMPTY_PATH);
+
 /// A file system to be mounted.
 #[derive(Debug)]
-pub(crate) struct FileSystem<'a> {
+pub struct FileSystem<'a> {
     /// Its type.
     pub fs_type: &'a str,
     /// What mountinfo shows as the source.
@@ -37,7 +41,10 @@ pub(crate) struct FileSystem<'a> {
 impl FileSystem<'_> {
     /// Mounts it on the directory behind `at`; `fill` puts in what must be there from the start.
     /// Returns the root of the new mount.
-    pub(crate) fn mount_on(&self, at: BorrowedFd<'_>, fill: &dyn Fn(BorrowedFd<'_>) -> Result<()>) -> Result<OwnedFd> {
+    ///
+    /// # Errors
+    /// Whatever the kernel or `fill` says; nothing is mounted then.
+    pub fn mount_on(&self, at: BorrowedFd<'_>, fill: &dyn Fn(BorrowedFd<'_>) -> Result<()>) -> Result<OwnedFd> {
         match self.prepare() {
             Ok(detached) => {
                 // fsmount(2) gives an O_PATH descriptor, through which nothing can be changed; the mount goes when
@@ -126,7 +133,7 @@ fn kernel_message(context: BorrowedFd<'_>) -> String {
 
 /// A directory of a mounted file system, to be bound somewhere, without anything mounted below it.
 #[derive(Debug)]
-pub(crate) enum Tree {
+pub enum Tree {
     /// A copy of its mount, attached to nothing yet.
     Detached(OwnedFd),
     /// The directory itself, where the kernel has no `open_tree`.
@@ -135,17 +142,38 @@ pub(crate) enum Tree {
 
 impl Tree {
     /// Takes the directory behind a descriptor.
-    pub(crate) fn of(dir: OwnedFd) -> Result<Self> {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        match open_tree(&dir, "", flags) {
+    ///
+    /// # Errors
+    /// Whatever `open_tree(2)` says.
+    pub fn of(dir: OwnedFd) -> Result<Self> {
+        match open_tree(&dir, "", CLONE) {
             Ok(tree) => Ok(Self::Detached(tree)),
             Err(Errno::NOSYS) => Ok(Self::Directory(dir)),
             Err(error) => Err(error).context("open_tree"),
         }
     }
 
+    /// Takes the directory behind a descriptor with everything that is mounted below it.
+    ///
+    /// # Errors
+    /// Whatever `open_tree(2)` says; there is no other way.
+    pub fn with_mounts_below(dir: BorrowedFd<'_>) -> Result<Self> {
+        Ok(Self::Detached(open_tree(dir, "", CLONE | OpenTreeFlags::AT_RECURSIVE).context("open_tree")?))
+    }
+
+    /// The directory: of the mount, once it is attached.
+    #[must_use]
+    pub fn root(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Detached(dir) | Self::Directory(dir) => dir.as_fd(),
+        }
+    }
+
     /// Binds it to the directory behind `at`.
-    pub(crate) fn attach(&self, at: BorrowedFd<'_>) -> Result<()> {
+    ///
+    /// # Errors
+    /// Whatever `move_mount(2)` says.
+    pub fn attach(&self, at: BorrowedFd<'_>) -> Result<()> {
         match self {
             Self::Detached(tree) => attach(tree.as_fd(), at),
             Self::Directory(dir) => {
@@ -186,6 +214,18 @@ pub(crate) fn remount(at: &Path, read_only: bool) -> Result<bool> {
     Ok(true)
 }
 
+/// Makes the mount at `at` `nosuid,nodev`, and `noexec` where that is wanted; what else it is stays.
+///
+/// # Errors
+/// Whatever mount(2) says.
+pub fn restrict(at: &Path, no_exec: bool) -> Result<()> {
+    let mut flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | own_flags(at)?;
+    flags.set(MountFlags::NOEXEC, no_exec || flags.contains(MountFlags::NOEXEC));
+    let is_read_only = statvfs(at).is_ok_and(|found| found.f_flag.contains(StatVfsMountFlags::RDONLY));
+    flags.set(MountFlags::RDONLY, is_read_only);
+    mount_remount(at, flags, c"").with_context(|| format!("mount -o remount,bind,nosuid,nodev {}", at.display()))
+}
+
 /// The flags of a mount that a remount would clear. Those about access times stay when none of them is given.
 fn own_flags(at: &Path) -> Result<MountFlags> {
     let own = statvfs(at).with_context(|| format!("statvfs {}", at.display()))?.f_flag;
@@ -198,18 +238,34 @@ fn own_flags(at: &Path) -> Result<MountFlags> {
 }
 
 /// Whether something is mounted at `at`.
-pub(crate) fn is_mounted(at: &Path) -> bool {
+#[must_use]
+pub fn is_mounted(at: &Path) -> bool {
     let found = statx(CWD, at, AtFlags::empty(), StatxFlags::empty());
     found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Takes the mount at `at` out of its peer group.
-pub(crate) fn make_private(at: &Path) -> Result<()> {
+///
+/// # Errors
+/// Whatever mount(2) says.
+pub fn make_private(at: &Path) -> Result<()> {
     mount_change(at, MountPropagationFlags::PRIVATE).with_context(|| format!("mount --make-private {}", at.display()))
 }
 
+/// Takes what is mounted at `at` away, if nothing uses it; says whether it is gone. A symlink is not followed.
+///
+/// # Errors
+/// Whatever umount(2) says, save that it is in use.
+pub fn unmount_unused(at: &Path) -> Result<bool> {
+    match unmount(at, UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(true),
+        Err(Errno::BUSY) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("umount {}", at.display())),
+    }
+}
+
 /// Takes a mount of ours away again, while undoing a step that failed.
-pub(crate) fn detach(at: &Path) {
+pub fn detach(at: &Path) {
     // Nothing uses it yet, and the failure that led here is the one that is reported.
     let _reported_already = unmount(at, UnmountFlags::DETACH);
 }

@@ -8,7 +8,9 @@ mod generator;
 mod last_stage;
 mod merge;
 mod report;
+mod run;
 mod status;
+mod user_cache;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,7 +20,11 @@ use ephemeral_overlay::Layout;
 use syncd::Error;
 use syncd::progress::Progress;
 use syncd::system::System;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Brings what the overlays keep in RAM back to disk: checkpoints while they are mounted, merges once they are not.
 #[derive(Debug, Parser)]
@@ -60,6 +66,8 @@ struct Common {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The daemon: checkpoints at the last logout, at intervals, before a suspend, on SIGUSR1, and at its end
+    Run,
     /// Write what changed in RAM to the store; durable when it returns 0
     Checkpoint {
         /// Targets, for example /etc [default: all]
@@ -117,6 +125,12 @@ enum Command {
         /// Where those go that come before or after others
         others: Vec<PathBuf>,
     },
+    /// For systemd: the cache of a user in RAM, for a session
+    #[command(hide = true)]
+    UserCache {
+        #[command(subcommand)]
+        action: user_cache::Action,
+    },
     /// For `early`: unpack a chain that cannot be merged into an upper directory
     #[command(hide = true)]
     Unpack {
@@ -153,8 +167,8 @@ impl Outcome {
     /// What an error means for the exit status.
     pub(crate) fn of_error(error: &anyhow::Error) -> Self {
         match error.downcast_ref() {
-            Some(Error::UnknownTarget { .. }) => Self::Usage,
-            Some(Error::Alive { .. } | Error::NotMounted { .. }) => Self::Partial,
+            Some(Error::UnknownTarget { .. } | Error::UnknownUser { .. }) => Self::Usage,
+            Some(Error::Alive { .. } | Error::NotMounted { .. } | Error::Left { .. }) => Self::Partial,
             _ => Self::Failed,
         }
     }
@@ -170,10 +184,15 @@ impl From<Outcome> for ExitCode {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let Common { root, run_dir, config, progress, json, .. } = &args.common;
     let progress = Progress::new(progress.as_deref());
+    // It must not need what the others need.
     if let Command::Generator { directory, .. } = &args.command {
         return generator::run(&Layout::new(root, run_dir.as_deref(), config.as_deref()), directory);
     }
     let system = System::open(root, run_dir.as_deref(), config.as_deref())?;
+    if let Command::Run = &args.command {
+        run::log::to_file(&run::log_file(&system));
+        return run::run(system);
+    }
     let outcome = match &args.command {
         Command::Checkpoint { targets, dry_run } => checkpoint::run(&system, targets, *dry_run, *json),
         Command::Merge { targets, set_aside: true, .. } => merge::set_aside(&system, targets, *json),
@@ -184,8 +203,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Status => status::run(&system, *json),
         Command::Booted => checkpoint::booted(&system),
         Command::LastStage => last_stage::run(&system, &progress, *json),
-        // It returned above: it must not need what the others need.
-        Command::Generator { .. } => Ok(Outcome::Done),
+        Command::UserCache { action } => user_cache::run(&system, action, *json),
+        // They returned above.
+        Command::Generator { .. } | Command::Run => Ok(Outcome::Done),
         Command::Unpack { target, upper } => merge::unpack(&system, target, upper, &progress),
     }?;
     let Some(error) = system.config_error else { return Ok(outcome) };
@@ -193,23 +213,27 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     Ok(outcome.max(Outcome::Partial))
 }
 
-/// Messages go to standard error, without time stamps: whoever keeps them adds those.
-pub(crate) fn log_to_stderr(args: &Args) {
+/// Messages go to standard error, without time stamps: whoever keeps them adds those. Those of the daemon go to its own
+/// log as well.
+pub(crate) fn log(args: &Args) {
     let level = match (args.common.quiet, args.common.verbose) {
         (true, _) => LevelFilter::ERROR,
         (false, 0) => LevelFilter::INFO,
         (false, 1) => LevelFilter::DEBUG,
         (false, _) => LevelFilter::TRACE,
     };
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
+    // Not what others have to say, the D-Bus library for one.
+    let ours = Targets::new().with_target("syncd", level);
+    let layer = || {
         // A message that cannot be written, to a log on a full disk perhaps, must not end what it is about.
-        .log_internal_errors(false)
-        .with_target(false)
-        .without_time()
-        .with_ansi(false)
-        .init();
+        fmt::layer().log_internal_errors(false).with_target(false).with_ansi(false)
+    };
+    let mut layers = vec![layer().with_writer(std::io::stderr).without_time().with_filter(ours.clone()).boxed()];
+    if let Command::Run = args.command {
+        let all = ours.with_target(run::log::OWN, level);
+        layers.push(layer().with_writer(run::log::LogFile).with_filter(all).boxed());
+    }
+    tracing_subscriber::registry().with(layers).init();
 }
 
 /// Whoever limits us by a sign of life must be able to end us: nothing is written any more once it is gone.

@@ -7,26 +7,21 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::error::At;
-use ephemeral_overlay::token::Token;
 use rayon::prelude::*;
 use rustix::io::Errno;
 
 use crate::base;
 use crate::chain::{Chain, FrameCache, Net, Recorded};
-use crate::content;
-use crate::digest::Digest;
+use crate::copy;
 use crate::durable;
-use crate::entry::{Base, Content, Kind, Node, State};
+use crate::entry::{Base, State};
 use crate::error::Result;
 use crate::existing::Existing;
 use crate::path::RelPath;
-use crate::place::{Into, Place};
-use crate::scan::{Object, View, file_meta, scan_below};
+use crate::place::Place;
+use crate::scan::{View, scan_below};
 use crate::store::TargetStore;
 use crate::tree::{Tree, is_nothing};
-
-/// The store is ours alone: nobody guesses names in it.
-const COPIES: Token = Token(0);
 
 /// Whose version stays where both changed a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +32,8 @@ pub enum Winner {
     Disk,
 }
 
-/// The paths of `net` that lower has otherwise than when they were captured, and otherwise than `net` wants them.
+/// The paths of `net` that lower has otherwise than when they were captured, and otherwise than `net` wants them. Below a
+/// directory that hides all of lower's it is that directory: one can have it, or the other.
 ///
 /// # Errors
 /// Whatever reading lower says.
@@ -51,11 +47,19 @@ pub fn find(net: &Net, lower: &Tree, seed: u64) -> Result<Vec<RelPath>> {
             && !is_as_wanted(lower, path, &recorded.state, seed)?)
     };
     let differing: Vec<bool> = with_base.par_iter().map(differs).collect::<Result<_>>()?;
+    let hidden = net.hidden_directories();
     let mut found: Vec<RelPath> = Vec::new();
     // A conflict that is about a whole object covers what is below it.
     let mut covered: Option<&RelPath> = None;
     for ((path, _), _) in with_base.iter().zip(differing).filter(|(_, differs)| *differs) {
         if covered.is_some_and(|above| path.is_below(above)) {
+            continue;
+        }
+        // Its base was the whole of what it hides, which differs then itself, unless it could not be read.
+        let hides = path.ancestors().filter(|above| hidden.contains(above)).last();
+        if let Some((hides, _)) = hides.and_then(|hides| net.entries.get_key_value(&hides)) {
+            found.push(hides.clone());
+            covered = Some(hides);
             continue;
         }
         found.push((*path).clone());
@@ -84,15 +88,18 @@ fn is_as_wanted(lower: &Tree, path: &RelPath, state: &State, seed: u64) -> Resul
     match (Existing::at(lower, parent.as_fd(), path)?, state) {
         (None, state) => Ok(*state == State::Deleted),
         (Some(existing), State::Present(node)) => Ok(!node.is_opaque()
-            && existing.stat.st_mode & 0o7777 == node.meta.mode
+            && node.has_permissions(existing.stat.st_mode)
             && (existing.stat.st_uid, existing.stat.st_gid) == (node.meta.uid, node.meta.gid)
             && existing.has_kind_and_content(node, seed)?),
         _ => Ok(false),
     }
 }
 
+/// What the store's file system cannot hold, each with the reason.
+pub type Left = Vec<(RelPath, String)>;
+
 /// Puts the versions that lose into the directory `place` of the store, durably, with a list for people beside it. What
-/// was there before is replaced.
+/// was there before is replaced. Returns what of a chain cannot be there: the chain itself has to be kept for it.
 ///
 /// # Errors
 /// Any failing call; a redo begins anew.
@@ -104,14 +111,14 @@ pub fn save(
     net: &Net,
     chain: &Chain,
     lower: &Tree,
-) -> Result<()> {
+) -> Result<Left> {
     let temporary = store.directory().join(durable::temporary_name("conflicts"));
     if durable::exists(&temporary)? {
         fs::remove_dir_all(&temporary).at("unlink", &temporary)?;
     }
     durable::create_directory(&temporary)?;
     let copies = Tree::open(&temporary)?;
-    let mut list = String::new();
+    let (mut list, mut left) = (String::new(), Left::new());
     for path in conflicts {
         let kept = match winner {
             Winner::Ram => {
@@ -119,7 +126,7 @@ pub fn save(
                 "kept what was in RAM"
             }
             Winner::Disk => {
-                copy_from_chain(chain, path, net, &copies)?;
+                left.extend(copy_from_chain(chain, path, net, &copies)?);
                 "kept what was on disk"
             }
         };
@@ -132,7 +139,8 @@ pub fn save(
     durable::write_file(path.parent().unwrap_or(Path::new("/")), &name, |file| {
         use std::io::Write;
         Ok(file.write_all(list.as_bytes()).at("write", &path)?)
-    })
+    })?;
+    Ok(left)
 }
 
 /// The list for people that stands beside the directory `place`; it is written last.
@@ -147,51 +155,17 @@ fn copy_from_disk(lower: &Tree, path: &RelPath, net: &Net, copies: &Tree) -> Res
         // Only its owner or mode differs, and the list says so.
         return Ok(());
     }
-    let place = Place::new(copies, Into::Copy, COPIES);
+    let place = copy::place(copies);
     make_parents(&place, path)?;
-    let mut contents = |path: &RelPath, _: &Content, sink: &mut dyn FnMut(u64, &[u8]) -> Result<()>| {
-        let (file, shown) = (lower.open_file(path)?, lower.show(path));
-        let stamp = content::stamp(&file, &shown)?;
-        content::blocks_of(&file, &stamp, 0..stamp.size, &mut Vec::new(), &shown, |block| {
-            block.data.iter().try_for_each(|data| sink(block.offset + data.start as u64, &block.bytes[data.clone()]))
-        })
-        .map(drop)
-    };
     let found = scan_below(lower, View::Plain, path)?;
-    for found in &found {
-        match &found.object {
-            Object::Other(Kind::Dir { .. }, _) => place.make_dir(&found.path)?,
-            Object::Other(kind, meta) => {
-                place.put(&found.path, &Node { kind: kind.clone(), meta: meta.clone(), group: 0 }, &mut contents)?;
-            }
-            Object::File => {
-                let file = lower.open_file(&found.path)?;
-                let (meta, _) = file_meta(&file, View::Plain, &lower.show(&found.path))?;
-                let content = Content {
-                    size: found.stamp.size,
-                    digest: Digest(0),
-                    fuzzy: false,
-                    stretches: Vec::new(),
-                    blocks: Vec::new(),
-                };
-                place.put(&found.path, &Node { kind: Kind::File(content), meta, group: 0 }, &mut contents)?;
-            }
-            Object::Whiteout => {}
-        }
-    }
-    for found in found.iter().rev() {
-        if let Object::Other(Kind::Dir { .. }, meta) = &found.object {
-            place.finish_dir(&found.path, meta, false)?;
-        }
-    }
-    Ok(())
+    copy::copy(lower, &found, &place, &mut |_, _| Ok(true), &mut |_| {})
 }
 
-fn copy_from_chain(chain: &Chain, path: &RelPath, net: &Net, copies: &Tree) -> Result<()> {
-    let place = Place::new(copies, Into::Copy, COPIES);
+fn copy_from_chain(chain: &Chain, path: &RelPath, net: &Net, copies: &Tree) -> Result<Left> {
+    let place = copy::place(copies);
     make_parents(&place, path)?;
     let here = net.entries.iter().filter(|(at, _)| *at == path || at.is_below(path));
-    let mut directories = Vec::new();
+    let (mut directories, mut left) = (Vec::new(), Left::new());
     let mut frames = FrameCache::default();
     for (at, recorded) in here {
         let Some(node) = recorded.state.node() else { continue };
@@ -200,10 +174,12 @@ fn copy_from_chain(chain: &Chain, path: &RelPath, net: &Net, copies: &Tree) -> R
             directories.push((at, &node.meta));
         } else {
             let seq = recorded.seq;
-            place.put(at, node, &mut |_, content, sink| chain.contents(seq, content, &mut frames, sink))?;
+            let put = place.put(at, node, &mut |_, content, sink| chain.contents(seq, content, &mut frames, sink));
+            left.extend(place.unless_impossible(at, put)?);
         }
     }
-    directories.into_iter().rev().try_for_each(|(at, meta)| place.finish_dir(at, meta, false))
+    directories.into_iter().rev().try_for_each(|(at, meta)| place.finish_dir(at, meta, false))?;
+    Ok(left)
 }
 
 fn make_parents(place: &Place, path: &RelPath) -> Result<()> {

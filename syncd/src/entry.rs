@@ -206,6 +206,12 @@ impl Node {
         matches!(self.kind, Kind::Dir { .. })
     }
 
+    /// Whether an object with this `st_mode` has the permissions of this one; a symlink's are the kernel's.
+    #[must_use]
+    pub fn has_permissions(&self, mode: u32) -> bool {
+        matches!(self.kind, Kind::Symlink { .. }) || mode & 0o7777 == self.meta.mode
+    }
+
     /// Whether this is a directory that hides lower's.
     #[must_use]
     pub fn is_opaque(&self) -> bool {

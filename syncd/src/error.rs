@@ -129,6 +129,28 @@ pub enum Error {
         /// What there is.
         known: String,
     },
+    /// A user's cache, or a part of it, stays where it is.
+    #[error("{} is left as it is: {why}", path.display())]
+    Left {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// Something could not be mounted; nothing of it is.
+    #[error("{}: mounting it failed", path.display())]
+    Mount {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        source: anyhow::Error,
+    },
+    /// No such user.
+    #[error("there is no user with the number {uid}")]
+    UnknownUser {
+        /// The number.
+        uid: u32,
+    },
     /// A composed chain that contradicts itself.
     #[error("checkpoint {seq} is damaged: {path} {what}")]
     Inconsistent {

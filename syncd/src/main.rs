@@ -16,7 +16,7 @@ fn raise_file_limit() {
 
 fn main() -> ExitCode {
     let args = cli::Args::parse();
-    cli::log_to_stderr(&args);
+    cli::log(&args);
     // A name for our lines on a console. At the level that is always shown.
     let _name = tracing::error_span!("syncd").entered();
     raise_file_limit();

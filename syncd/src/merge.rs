@@ -54,7 +54,7 @@ pub struct MergeStats {
     pub conflicts: Vec<RelPath>,
     /// The chain, or its damaged rest, was moved here.
     pub set_aside: Option<PathBuf>,
-    /// Objects that lower's file system cannot hold, with what it said.
+    /// Objects that lower's file system cannot hold, or, of those that lost, the store's, with what it said.
     pub left: Vec<(RelPath, String)>,
     /// An earlier merge had begun with checkpoints that are set aside now: what they alone held stays where it got to.
     pub mixed: bool,
@@ -132,7 +132,12 @@ pub fn merge(
     } else {
         stats.conflicts = conflict::find(&net, lower, seed)?;
         if !stats.conflicts.is_empty() {
-            conflict::save(&store.conflicts(last), store, &stats.conflicts, options.winner, &net, &chain, lower)?;
+            let place = store.conflicts(last);
+            stats.left = conflict::save(&place, store, &stats.conflicts, options.winner, &net, &chain, lower)?;
+            if !stats.left.is_empty() {
+                // Before the mark: a redo saves nothing anew.
+                stats.set_aside = store.keep_aside(last)?;
+            }
             if options.winner == Winner::Disk {
                 next.left_alone.clone_from(&stats.conflicts);
             }
@@ -173,7 +178,7 @@ pub fn merge(
     if !left.is_empty() {
         // Before lower says that it has everything: the chain is the only place that does.
         stats.set_aside = store.keep_aside(last)?;
-        stats.left = left.into_iter().collect();
+        stats.left.extend(left);
     }
     place.write_token(next.next_token)?;
     fsync(lower.root()).at("fsync", lower.path())?;

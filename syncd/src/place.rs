@@ -22,13 +22,14 @@ use ephemeral_overlay::overlay::{Artefacts, express, is_never_data};
 use ephemeral_overlay::token::Token;
 use patch::Patch;
 use rustix::fs::{
-    AtFlags, FileType, Gid, IFlags, Mode, OFlags, RawMode, Timespec, Timestamps, Uid, fstat, ioctl_getflags,
+    AtFlags, FileType, Gid, IFlags, Mode, OFlags, RawMode, Timespec, Timestamps, Uid, fstat, fstatvfs, ioctl_getflags,
     ioctl_setflags, linkat, makedev, mkdirat, mknodat, openat, renameat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
+use rustix::process::geteuid;
 
 use crate::entry::{Content, Kind, Meta, Node};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::path::RelPath;
 use crate::tree::{Tree, is_nothing, list, open_child_dir, open_child_file};
 use crate::written::pages;
@@ -83,6 +84,34 @@ impl<'a> Place<'a> {
     #[must_use]
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
+    }
+
+    /// What a tmpfs can hold and this file system cannot is left, and must not keep all the rest from being merged:
+    /// anybody who may write to a directory of a target can make such an object.
+    ///
+    /// # Errors
+    /// What was `done`, if its error is about anything but this one object; returned is why it cannot be there.
+    pub fn unless_impossible(&self, path: &RelPath, done: Result<()>) -> Result<Option<(RelPath, String)>> {
+        match done {
+            Err(Error::System(error)) if self.is_impossible(&error)? => {
+                Ok(Some((path.clone(), format!("{}: {}", error.call, error.source))))
+            }
+            other => other.map(|()| None),
+        }
+    }
+
+    /// Whether an error is about this one object: too long a name or link, too large a file or attribute, too many links.
+    fn is_impossible(&self, error: &SystemError) -> Result<bool> {
+        Ok(match error.errno() {
+            Some(Errno::NAMETOOLONG | Errno::FBIG | Errno::MLINK | Errno::TOOBIG | Errno::RANGE) => true,
+            // No such attribute, a value that it cannot have, a kind of object that cannot have it.
+            Some(Errno::NOTSUP | Errno::INVAL | Errno::PERM) => error.call == "setxattr",
+            // ext4 says so of an attribute that does not fit beside the others, with all the room of the disk left.
+            Some(Errno::NOSPC | Errno::DQUOT) if error.call == "setxattr" => {
+                fstatvfs(self.tree.root()).at("fstatvfs", self.tree.path())?.f_bavail > 0
+            }
+            _ => false,
+        })
     }
 
     fn count(&self, bytes: u64) {
@@ -334,7 +363,7 @@ impl<'a> Place<'a> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let object = openat(parent, name, flags, Mode::empty()).at("openat", &shown)?;
         let stat = fstat(&object).at("fstat", &shown)?;
-        let is_ours = stat.st_uid == 0
+        let is_ours = stat.st_uid == geteuid().as_raw()
             && stat.st_nlink == 1
             && !matches!(FileType::from_raw_mode(stat.st_mode), FileType::RegularFile | FileType::Directory);
         if is_ours { Ok(object) } else { Err(Errno::STALE).at("openat", shown).map_err(crate::Error::from) }
@@ -497,7 +526,7 @@ fn remove_at(parent: impl AsFd, name: &OsStr, shown: &Path) -> Result<()> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
         return unprotected(parent, &path, shown, || unlink(AtFlags::empty()));
     }
-    let dir = open_child_dir(parent, name, OFlags::empty()).at("openat2", shown)?;
+    let dir = open_child_dir(parent, name).at("openat2", shown)?;
     for child in list(dir.as_fd(), shown)? {
         remove_at(&dir, &child, &shown.join(&child))?;
     }

@@ -39,15 +39,22 @@ impl System {
     pub fn open(root: &Path, run_dir: Option<&Path>, config: Option<&Path>) -> Result<Self> {
         let layout = Layout::new(root, run_dir, config);
         let live = run_dir.is_some() || std::fs::canonicalize(root).is_ok_and(|path| path == Path::new("/"));
-        let boot = if live { BootState::read(&layout.boot_state())? } else { None };
-        let stat = std::fs::metadata(root).at("stat", root)?;
-        // A chroot may see the run directory of the system around it.
-        let boot = boot.filter(|boot| boot.root == (stat.dev(), stat.ino()));
+        let boot = boot_of(&layout, live)?;
         let (config, config_error) = match layout.load_config() {
             Ok(config) => (config, None),
             Err(error) => (Config::default(), Some(error)),
         };
         Ok(Self { layout, config, config_error, boot, live })
+    }
+
+    /// The same system as it is at this moment, with the configuration that it had.
+    ///
+    /// # Errors
+    /// When the boot state cannot be read.
+    pub fn now(&self) -> Result<Self> {
+        let boot = boot_of(&self.layout, self.live)?;
+        let (layout, config) = (self.layout.clone(), self.config.clone());
+        Ok(Self { layout, config, config_error: None, boot, live: self.live })
     }
 
     /// Where the store is: where `early` looks for it at the next boot. Its bind is that, whatever has been mounted over
@@ -153,6 +160,15 @@ impl System {
     pub fn upper_and_lower(&self, target: &Path) -> Result<(Tree, Tree)> {
         Ok((Tree::open(&self.layout.upper(target))?, Tree::open(&self.layout.lower(target))?))
     }
+}
+
+/// What `early` did in this boot to the root of a layout, if that is the one that booted.
+fn boot_of(layout: &Layout, live: bool) -> Result<Option<BootState>> {
+    let root = layout.root();
+    let stat = std::fs::metadata(root).at("stat", root)?;
+    let boot = if live { BootState::read(&layout.boot_state())? } else { None };
+    // A chroot may see the run directory of the system around it.
+    Ok(boot.filter(|boot| boot.root == (stat.dev(), stat.ino())))
 }
 
 /// Checks that every name is among those that are known.

@@ -157,11 +157,19 @@ pub fn is_nothing(error: Option<Errno>) -> bool {
     matches!(error, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
 }
 
-/// Opens the directory `name` (or `.`) of a directory with more `flags`: no symlink is followed, no mount entered.
+/// Opens the directory `name` (or `.`) of a directory: no symlink is followed, no mount entered.
 ///
 /// # Errors
 /// Whatever openat2(2) says: `ELOOP` for a symlink, `EXDEV` for a mount.
-pub fn open_child_dir(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+pub fn open_child_dir(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+    open_child_dir_with(dir, name, OFlags::empty())
+}
+
+/// The same with more `flags`.
+///
+/// # Errors
+/// As [`open_child_dir`].
+pub fn open_child_dir_with(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     openat2(dir, name, flags | DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
 }

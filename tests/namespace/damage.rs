@@ -27,6 +27,8 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("huge_claims_take_no_memory", huge_claims_take_no_memory),
     ("symlinks_of_lower_are_replaced_and_not_followed", symlinks_of_lower_are_replaced_and_not_followed),
     ("attributes_that_cannot_be_are_left", attributes_that_cannot_be_are_left),
+    ("what_cannot_be_saved_from_a_conflict_is_kept_aside", what_cannot_be_saved_from_a_conflict_is_kept_aside),
+    ("a_conflict_in_a_hidden_directory_is_one_of_all_of_it", a_conflict_in_a_hidden_directory_is_one_of_all_of_it),
     ("flags_of_what_has_none_are_passed_over", flags_of_what_has_none_are_passed_over),
     ("a_directory_of_the_disk_keeps_its_flags", a_directory_of_the_disk_keeps_its_flags),
     ("a_protected_root_is_merged_and_stays_protected", a_protected_root_is_merged_and_stays_protected),
@@ -155,6 +157,31 @@ fn attributes_that_cannot_be_are_left() {
         assert!(stats.set_aside.is_some(), "{what}: the only place that has it is gone");
         assert_eq!(fs::read(scratch.at("lower/good")).unwrap(), b"upper", "{what}");
     }
+}
+
+/// In the store as little as on the disk.
+fn what_cannot_be_saved_from_a_conflict_is_kept_aside() {
+    let scratch = populated();
+    let long = State::Present(sample::node(Kind::Symlink { target: vec![b'x'; 5000] }));
+    let forge =
+        full().frame(b"upper").change(b"good", sample::file(b"upper", 0), None).change(b"x", long, Some(Base::Absent));
+    let stats = merged(&scratch, &forge, Winner::Disk);
+    assert_eq!((stats.conflicts.len(), stats.left.len()), (1, 1), "{:?}", stats.left);
+    assert!(stats.set_aside.unwrap().join("0000000001.ckpt").exists(), "the only place that has it is gone");
+    assert_eq!(fs::read(scratch.at("lower/x")).unwrap(), b"lower");
+    assert_eq!(fs::read(scratch.at("lower/good")).unwrap(), b"upper");
+}
+
+/// What hides lower's directory removes what is in it: the disk cannot have one name of it and RAM the rest.
+fn a_conflict_in_a_hidden_directory_is_one_of_all_of_it() {
+    let scratch = populated();
+    let hidden = || sample::present(Kind::Dir { opaque: true });
+    let sub = sample::file(b"upper", 0);
+    let forge = full().frame(b"upper");
+    let forge = forge.change(b"dir", hidden(), Some(Base::Unknown)).change(b"dir/sub", sub, Some(Base::Absent));
+    let stats = merged(&scratch, &forge, Winner::Disk);
+    assert_eq!(stats.conflicts.len(), 1);
+    assert_eq!(fs::read(scratch.at("lower/dir/sub/file")).unwrap(), b"lower", "the disk's version is nowhere");
 }
 
 /// To ask a device whether it has flags is to open it.

@@ -22,9 +22,12 @@ mod order;
 mod refused;
 mod reserve;
 mod restart;
+mod run;
+mod sessions;
 mod shutdown;
 mod sweep;
 mod tools;
+mod user_cache;
 mod vanish;
 mod world;
 mod written;
@@ -40,6 +43,7 @@ static TABLE: RwLock<()> = RwLock::new(());
 fn main() -> ExitCode {
     test_support::live::write_if_asked();
     test_support::hold::if_asked();
+    user_cache::hostile::act_if_asked();
     let mut args = Arguments::from_args();
     let available = tools::enter_private_namespace();
     if let Err(reason) = &available {
@@ -70,7 +74,10 @@ fn main() -> ExitCode {
         ("refused", refused::TESTS),
         ("reserve", reserve::TESTS),
         ("restart", restart::TESTS),
+        ("run", run::TESTS),
+        ("sessions", sessions::TESTS),
         ("shutdown", shutdown::TESTS),
+        ("user_cache", user_cache::TESTS),
         ("vanish", vanish::TESTS),
         ("written", written::TESTS),
     ];
@@ -79,7 +86,7 @@ fn main() -> ExitCode {
         for &(name, test) in tests {
             let run = move || {
                 // A copy of the mount table holds on to the overlays of every test that runs at the time.
-                let alone = [activate::ALONE, refused::ALONE].contains(&name);
+                let alone = [activate::ALONE, refused::ALONE, user_cache::ALONE].contains(&name);
                 let _shared = (!alone).then(|| TABLE.read().unwrap_or_else(PoisonError::into_inner));
                 let _alone = alone.then(|| TABLE.write().unwrap_or_else(PoisonError::into_inner));
                 test();

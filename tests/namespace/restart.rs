@@ -16,14 +16,18 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_checkpoint_killed_anywhere_leaves_the_old_chain_or_the_new", a_checkpoint_killed_anywhere),
 ];
 
-/// Runs `command` once for every point at which it can be killed; `prepare` makes the state before it anew, `check`
-/// looks at what the kill left.
-fn sweep(command: &Command, prepare: &dyn Fn(), check: &dyn Fn(&str)) -> usize {
+/// Runs `command` once for each of the points among `calls` at which it can be killed, or for every `stride`-th of them;
+/// `prepare` makes the state before it anew, `check` looks at what the kill left.
+pub(crate) fn sweep(command: &Command, calls: &str, stride: usize, prepare: &dyn Fn(), check: &dyn Fn(&str)) -> usize {
     prepare();
-    let mut points = 0;
-    for (call, lines) in trace(command, CALLS, &[]) {
+    let (mut points, mut seen) = (0, 0);
+    for (call, lines) in trace(command, calls, &[]) {
         let count = lines.len();
         for number in 1..=count {
+            seen += 1;
+            if seen % stride != 0 {
+                continue;
+            }
             prepare();
             let inject = format!("inject={call}:signal=KILL:when={number}");
             let output = strace(command, &["-e", &inject, "-o", "/dev/null"]);
@@ -50,14 +54,15 @@ fn a_merge_killed_anywhere_is_done_by_the_next() {
         copy(&world.at(part), &saved(part));
     }
     let command = world.offline_command(&["merge"]);
-    let points = sweep(&command, &|| parts.iter().for_each(|part| copy(&saved(part), &world.at(part))), &|what| {
-        // The next boot can show what it must, even if it cannot finish.
-        differential::unpacked_is(&world, &views[2]);
-        world.merge();
-        snapshot::assert_same(&views[2], &snapshot::take(&world.at("etc")), what);
-        assert!(world.checkpoints().is_empty(), "{what}: the chain is still there");
-        assert!(!world.store().join("merging").exists(), "{what}: the mark is still there");
-    });
+    let points =
+        sweep(&command, CALLS, 1, &|| parts.iter().for_each(|part| copy(&saved(part), &world.at(part))), &|what| {
+            // The next boot can show what it must, even if it cannot finish.
+            differential::unpacked_is(&world, &views[2]);
+            world.merge();
+            snapshot::assert_same(&views[2], &snapshot::take(&world.at("etc")), what);
+            assert!(world.checkpoints().is_empty(), "{what}: the chain is still there");
+            assert!(!world.store().join("merging").exists(), "{what}: the mark is still there");
+        });
     println!("{points} points");
     assert!(points > 110, "only {points} points");
 }
@@ -73,7 +78,7 @@ fn a_checkpoint_killed_anywhere() {
     // What the next boot would show, found out on a copy of the disk.
     let disk = World::beside(&world, "copy");
     let command = world.syncd_command(&["checkpoint"]);
-    let points = sweep(&command, &|| copy(&saved.0, &world.at("persist")), &|what| {
+    let points = sweep(&command, CALLS, 1, &|| copy(&saved.0, &world.at("persist")), &|what| {
         copy(&world.at("persist"), &disk.at("persist"));
         copy(&saved.1, &disk.at("etc"));
         disk.merge();

@@ -9,6 +9,7 @@ mod harness;
 mod live;
 mod power;
 mod refusal;
+mod sessions;
 mod shutdown;
 mod systemd;
 
@@ -30,8 +31,12 @@ pub(crate) const MINIMAL: [(&str, &[(&str, Case)]); 7] = [
     ("live", live::CASES),
 ];
 /// Those of a release of Debian.
-pub(crate) const DEBIAN: [(&str, &[(&str, Case)]); 3] =
-    [("systemd", systemd::CASES), ("shutdown", shutdown::CASES), ("deferred", deferred::CASES)];
+pub(crate) const DEBIAN: [(&str, &[(&str, Case)]); 4] = [
+    ("systemd", systemd::CASES),
+    ("shutdown", shutdown::CASES),
+    ("deferred", deferred::CASES),
+    ("sessions", sessions::CASES),
+];
 
 /// What is in `/etc` of a fresh disk.
 const FILES: [(&str, &str); 2] = [("/etc/kept", "disk\n"), ("/etc/removed", "disk\n")];

@@ -42,9 +42,9 @@ const EVERYDAY_DEBIAN: Suite = Suite::Trixie;
 const EVERYDAY_CASES: [&str; 5] = [
     "the_main_job_from_a_busybox_initramfs",
     "the_main_job_from_a_systemd_initramfs",
-    "last_words_and_five_clean_journals",
-    "last_words_are_kept_where_no_journal_holds_the_log",
+    "last_words_and_a_clean_journal",
     "a_separate_log_is_activated_late",
+    "the_last_logout_and_a_suspend_save_what_is_in_ram",
 ];
 
 /// What is measured in the place of tests, when asked for.

@@ -41,11 +41,15 @@ pub(crate) const MIMALLOC: [Tool; 1] = [tool("libmimalloc.so.2", "libmimalloc2.0
 /// What `try` takes beside that.
 pub(crate) const TRY: [Tool; 2] = [tool("tar", "tar", "tar"), tool("useradd", "passwd", "shadow")];
 /// What the tests take.
-pub(crate) const TEST: [Tool; 4] = [
+pub(crate) const TEST: [Tool; 8] = [
     tool("mkfs.ext4", "e2fsprogs", "e2fsprogs"),
     tool("mkfs.btrfs", "btrfs-progs", "btrfs-progs"),
     tool("mkfs.xfs", "xfsprogs", "xfsprogs"),
     tool("strace", "strace", "strace"),
+    tool("login", "login", "util-linux"),
+    tool("script", "bsdutils", "util-linux"),
+    tool("nsenter", "util-linux", "util-linux"),
+    tool("Xvfb", "xvfb", "xorg-server-xvfb"),
 ];
 
 /// What a recorded disk takes, in QEMU's storage daemon and beside it.

@@ -23,7 +23,7 @@ use super::remove::{Doomed, Refused};
 use super::seen::{Look, Memory};
 use super::{CleanOptions, FolderStats, Removed};
 use crate::error::Result;
-use crate::tree::{list, open_child_dir};
+use crate::tree::{list, open_child_dir_with};
 
 /// How many errors are told.
 const TOLD: usize = 10;
@@ -163,7 +163,7 @@ impl<'a> Walk<'a> {
             return Ok(Visit::Stays);
         }
         let open = levels.dir().and_then(|dir| {
-            let dir = open_child_dir(dir, name, OFlags::NOATIME)?;
+            let dir = open_child_dir_with(dir, name, OFlags::NOATIME)?;
             Ok((Look::of(&fstat(&dir)?), dir))
         });
         let dir = match open {

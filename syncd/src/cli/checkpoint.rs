@@ -15,6 +15,25 @@ use super::report::{TargetReport, finish};
 use super::{Outcome, say};
 
 pub(crate) fn run(system: &System, targets: &[PathBuf], dry_run: bool, json: bool) -> anyhow::Result<Outcome> {
+    let mounted = mounted(system, targets)?;
+    if mounted.is_empty() {
+        tracing::info!("nothing is in RAM: {}", why_nothing(system));
+    }
+    let shown = Shown { dry_run, paths: dry_run && !json };
+    finish(take_all(system, &mounted, shown, TargetReport::say), json)
+}
+
+/// What a checkpoint shows, or leaves undone.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Shown {
+    /// Nothing is written.
+    pub dry_run: bool,
+    /// Each path that changed is printed.
+    pub paths: bool,
+}
+
+/// The targets in RAM, of those named or of all. What is there and nobody knows is an error.
+pub(crate) fn mounted(system: &System, targets: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mounted = system.mounted_targets(targets)?;
     if system.live {
         let unknown = death::unknown_overlays(&system.layout, system.boot.as_ref())?;
@@ -22,38 +41,56 @@ pub(crate) fn run(system: &System, targets: &[PathBuf], dry_run: bool, json: boo
             return Err(Error::UnknownOverlays { targets: unknown.join(", ") }.into());
         }
     }
-    if mounted.is_empty() {
-        tracing::info!("nothing is in RAM: {}", why_nothing(system));
-    }
-    if system.live && !dry_run {
-        note_this_boot(system, false)?;
-    }
-    if mounted.is_empty() {
-        return finish(Vec::new(), json);
-    }
-    let store_path = system.store_path()?;
-    let store = if dry_run { Store::open_to_read(&store_path)? } else { Some(Store::open(&store_path)?) };
-    // A dry run before the first checkpoint: there is no store, and nothing in it.
-    let store = store.unwrap_or_else(|| Store::absent(&store_path));
+    Ok(mounted)
+}
+
+/// Takes a checkpoint of each target; each report is handed to `say` as soon as there is one.
+pub(crate) fn take_all(
+    system: &System,
+    targets: &[PathBuf],
+    shown: Shown,
+    mut say: impl FnMut(&TargetReport),
+) -> Vec<TargetReport> {
+    let store = open_store(system, targets, shown.dry_run).map_err(|error| format!("{error:#}"));
     let mut reports = Vec::new();
-    for target in mounted {
-        let own_log = own_log(&target, &system.config.log.file);
-        let result = one(system, &store, &target, dry_run, own_log);
-        let report = match result {
-            Ok(stats) => report(&target, &stats, dry_run, json),
-            Err(error) => TargetReport::new(&target, Outcome::Failed, format!("{:#}", anyhow::Error::from(error))),
+    for target in targets {
+        let own_log = own_log(target, &system.config.log.file);
+        let taken = store.as_ref().map_err(Clone::clone).and_then(|store| {
+            one(system, store, target, shown.dry_run, own_log)
+                .map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+        });
+        let report = match taken {
+            Ok(stats) => report(target, &stats, shown),
+            Err(error) => TargetReport::new(target, Outcome::Failed, error),
         };
-        report.say();
-        if !dry_run {
+        say(&report);
+        if !shown.dry_run {
             report.keep(&system.layout);
         }
         reports.push(report);
     }
     let written = reports.iter().any(|report| report.sequence.is_some());
-    if written && reports.iter().all(|report| report.status != Outcome::Failed.status()) {
+    if let Ok(store) = store
+        && written
+        && reports.iter().all(|report| report.status != Outcome::Failed.status())
+    {
         renew_reserve(system, &store);
     }
-    finish(reports, json)
+    reports
+}
+
+/// The store, once it knows that this boot came as far as here.
+fn open_store(system: &System, targets: &[PathBuf], dry_run: bool) -> anyhow::Result<Store> {
+    if system.live && !dry_run {
+        note_this_boot(system, false)?;
+    }
+    let path = system.store_path()?;
+    Ok(if dry_run || targets.is_empty() {
+        // Before the first checkpoint there is no store, and nothing in it.
+        Store::open_to_read(&path)?.unwrap_or_else(|| Store::absent(&path))
+    } else {
+        Store::open(&path)?
+    })
 }
 
 /// Notes that this boot came as far as here, and keeps room for the last checkpoint, which may be the first one, too.
@@ -107,7 +144,7 @@ pub(crate) fn last(system: &System, store: &Store, target: &Path) -> syncd::Resu
         other => other,
     }?;
     if !stats.is_exact() || stats.healed.is_some() {
-        report(target, &stats, false, false).say();
+        report(target, &stats, Shown::default()).say();
     }
     Ok(())
 }
@@ -145,7 +182,7 @@ fn why_nothing(system: &System) -> &'static str {
     }
 }
 
-pub(crate) fn report(target: &Path, stats: &CheckpointStats, dry_run: bool, json: bool) -> TargetReport {
+pub(crate) fn report(target: &Path, stats: &CheckpointStats, shown: Shown) -> TargetReport {
     let mut words = Vec::new();
     if let Some(healed) = &stats.healed {
         words.push(format!("the earlier checkpoints were of no use ({healed}) and are replaced by a full one"));
@@ -177,7 +214,7 @@ pub(crate) fn report(target: &Path, stats: &CheckpointStats, dry_run: bool, json
     if stats.unsettled {
         words.push("names never stood still while they were read; one that was being moved may be missing".to_owned());
     }
-    if dry_run && !json {
+    if shown.paths {
         for (path, kind) in &stats.changes {
             let letter = match kind {
                 ChangeKind::Written => 'W',

@@ -85,17 +85,19 @@ impl TargetReport {
 
 /// Prints the object of a command, if `--json` asked for it, and gives the worst outcome.
 pub(crate) fn finish(targets: Vec<TargetReport>, json: bool) -> anyhow::Result<Outcome> {
-    let worst = targets.iter().map(|report| report.status).max_by_key(|&status| match status {
-        0 => 0,
-        3 => 1,
-        _ => 2,
-    });
+    let outcome = worst(&targets);
     if json {
         super::say(&serde_json::to_string_pretty(&Report { version: JSON_VERSION, targets })?);
     }
-    Ok(match worst {
-        None | Some(0) => Outcome::Done,
-        Some(3) => Outcome::Partial,
-        Some(_) => Outcome::Failed,
-    })
+    Ok(outcome)
+}
+
+/// The worst that became of a target.
+pub(crate) fn worst(targets: &[TargetReport]) -> Outcome {
+    let outcomes = targets.iter().map(|report| match report.status {
+        0 => Outcome::Done,
+        3 => Outcome::Partial,
+        _ => Outcome::Failed,
+    });
+    outcomes.max().unwrap_or(Outcome::Done)
 }

@@ -4,15 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use ephemeral_overlay::error::{At, SystemError};
+use ephemeral_overlay::error::At;
 use rayon::prelude::*;
-use rustix::fs::{Advice, fadvise, fstatvfs};
-use rustix::io::Errno;
+use rustix::fs::{Advice, fadvise};
 
 use super::{extras, is_unchanged, leaders, parts};
 use crate::chain::{Chain, FrameCache, Net, Recorded};
 use crate::entry::{Node, State};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::existing::Existing;
 use crate::path::RelPath;
 use crate::per_thread::PerThread;
@@ -51,7 +50,7 @@ impl Apply<'_> {
         let mut left = Left::new();
         for (path, _) in self.directories() {
             self.progress.step();
-            left.extend(self.unless_impossible(path, self.directory(path))?);
+            left.extend(self.place.unless_impossible(path, self.directory(path))?);
         }
         let leaders = leaders(self.net);
         let parts = parts(self.net);
@@ -63,7 +62,7 @@ impl Apply<'_> {
         left.extend(made.collect::<Result<Vec<_>>>()?.into_iter().flatten());
         for (path, leader) in leaders.iter().filter(|(path, leader)| path != leader) {
             let done = match left.get(*leader) {
-                None => self.unless_impossible(path, self.place.link(leader, path))?,
+                None => self.place.unless_impossible(path, self.place.link(leader, path))?,
                 Some(why) => Some(((*path).clone(), why.clone())),
             };
             left.extend(done);
@@ -71,7 +70,7 @@ impl Apply<'_> {
         // Below first: making or removing a name changes the times of its directory.
         for (path, node) in self.directories().rev().filter(|(path, _)| !self.only_metadata.contains(*path)) {
             let done = self.place.finish_dir(path, &node.meta, node.is_opaque());
-            left.extend(self.unless_impossible(path, done)?);
+            left.extend(self.place.unless_impossible(path, done)?);
         }
         Ok(left)
     }
@@ -120,7 +119,8 @@ impl Apply<'_> {
             };
             let is_linked = leaders.contains_key(path);
             left.extend(
-                self.unless_impossible(path, self.file(place, dir.as_fd(), path, node, is_linked, &mut contents))?,
+                self.place
+                    .unless_impossible(path, self.file(place, dir.as_fd(), path, node, is_linked, &mut contents))?,
             );
         }
         Ok(left)
@@ -153,29 +153,4 @@ impl Apply<'_> {
         }
         place.put_in(dir, path, node, contents)
     }
-
-    /// What a tmpfs can hold and this file system cannot is left, and must not keep all the rest from being merged:
-    /// anybody who may write to a directory of a target can make such an object.
-    fn unless_impossible(&self, path: &RelPath, done: Result<()>) -> Result<Option<(RelPath, String)>> {
-        match done {
-            Err(Error::System(error)) if is_impossible(&error, self.lower)? => {
-                Ok(Some((path.clone(), format!("{}: {}", error.call, error.source))))
-            }
-            other => other.map(|()| None),
-        }
-    }
-}
-
-/// Whether an error is about this one object: too long a name or link, too large a file or attribute, too many links.
-fn is_impossible(error: &SystemError, lower: &Tree) -> Result<bool> {
-    Ok(match error.errno() {
-        Some(Errno::NAMETOOLONG | Errno::FBIG | Errno::MLINK | Errno::TOOBIG | Errno::RANGE) => true,
-        // No such attribute, a value that it cannot have, a kind of object that cannot have it.
-        Some(Errno::NOTSUP | Errno::INVAL | Errno::PERM) => error.call == "setxattr",
-        // ext4 says so of an attribute that does not fit beside the others, with all the room of the disk left.
-        Some(Errno::NOSPC | Errno::DQUOT) if error.call == "setxattr" => {
-            fstatvfs(lower.root()).at("fstatvfs", lower.path())?.f_bavail > 0
-        }
-        _ => false,
-    })
 }

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::apply::Left;
 use super::{extras, leaders, parts};
 use crate::chain::{Net, Recorded};
-use crate::entry::{Kind, Node};
+use crate::entry::Node;
 use crate::error::{Error, Result};
 use crate::existing::Existing;
 use crate::path::RelPath;
@@ -79,7 +79,7 @@ impl Verify<'_> {
         if (stat.st_uid, stat.st_gid) != (node.meta.uid, node.meta.gid) {
             return self.mismatch(path, "owner");
         }
-        if !matches!(node.kind, Kind::Symlink { .. }) && stat.st_mode & 0o7777 != node.meta.mode {
+        if !node.has_permissions(stat.st_mode) {
             return self.mismatch(path, "mode");
         }
         match leader {

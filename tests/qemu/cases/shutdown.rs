@@ -9,7 +9,8 @@ use crate::machine::{Boot, MACHINE_ID, Machine, Setup};
 use crate::tools;
 
 pub(crate) const CASES: &[(&str, Case)] = &[
-    ("last_words_and_five_clean_journals", last_words),
+    ("last_words_and_a_clean_journal", |on| last_words(on, 2)),
+    ("last_words_and_five_clean_journals", |on| last_words(on, 5)),
     ("last_words_are_kept_where_no_journal_holds_the_log", last_words_without_journal),
     ("a_survivor_is_left_pending_and_merged_at_the_next_boot", survivor),
     ("a_soft_reboot_keeps_what_is_in_ram", soft_reboot),
@@ -42,13 +43,13 @@ const SURVIVOR: (&str, &str) = (
 /// The journal's own last words.
 const JOURNAL_END: &str = "Journal stopped";
 
-/// Five times: what a service writes when it is stopped, what one writes that only the final kill ends, and the
+/// Each time: what a service writes when it is stopped, what one writes that only the final kill ends, and the
 /// journal to its end are on the disk after the shutdown; the journal is sound, from outside and for the next boot; and
 /// a plain system keeps no more of it.
-fn last_words(on: Setup) {
+fn last_words(on: Setup, boots: usize) {
     let files = [("/usr/local/bin/writer", WRITER), ORDINARY, LATE];
-    let mut machine = Machine::new(on, "last_words", &files);
-    for number in 1..=5 {
+    let mut machine = Machine::new(on, &format!("last_words-{boots}"), &files);
+    for number in 1..=boots {
         let script = "sh journalctl --boot --no-pager | grep --count 'uncleanly shut down'\nmounts\nshutdown";
         let console = machine.boot(Boot::default(), script);
         super::expect_overlays(&console);
@@ -57,7 +58,7 @@ fn last_words(on: Setup) {
         expect_last_words(&disk, &console, number);
         assert!(["/etc", "/var/log"].iter().all(|target| disk.checkpoints(target).is_empty()), "something is pending");
     }
-    let mut plain = Machine::new(on, "last_words-plain", &files);
+    let mut plain = Machine::new(on, &format!("last_words-{boots}-plain"), &files);
     let boot = Boot { cmdline: "rw ephemeral_overlay=nomerge", ..Boot::default() };
     let console = plain.boot(boot, "mounts\nshutdown");
     console.expect(console.mounts("/var/log").is_empty(), "this is no plain system");

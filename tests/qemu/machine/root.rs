@@ -34,6 +34,9 @@ const MASKED: [&str; 6] = [
     "dpkg-db-backup.timer",
     "systemd-networkd.service",
 ];
+/// What the README enables.
+const UNITS: [&str; 3] =
+    ["ephemeral-overlay.service", "ephemeral-overlay-late.service", "ephemeral-overlay-syncd.service"];
 /// The same in every machine, so that a test knows where its journal is.
 pub(crate) const MACHINE_ID: &str = "0123456789abcdef0123456789abcdef";
 
@@ -123,7 +126,7 @@ fn debian(suite: Suite, on: Setup) -> Result<PathBuf> {
             run("chroot", &[root.as_os_str()].into_iter().chain(words).collect::<Vec<_>>()).map(drop)
         };
         systemctl(&[&["mask"], MASKED.as_slice()].concat())?;
-        systemctl(&["enable", "ephemeral-overlay.service", "ephemeral-overlay-late.service"])?;
+        systemctl(&[&["enable"], UNITS.as_slice()].concat())?;
         put(root, &[("/etc/systemd/system/qemu-guest.service", GUEST_UNIT)])
     })?;
     made.insert((suite, on.fs), path.clone());

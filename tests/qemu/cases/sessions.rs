@@ -1,0 +1,76 @@
+//! The daemon under systemd, with logind's real sessions.
+
+use super::Case;
+use crate::machine::{Boot, Machine, Setup};
+
+pub(crate) const CASES: &[(&str, Case)] = &[("the_last_logout_and_a_suspend_save_what_is_in_ram", logout_and_suspend)];
+
+/// Nothing is saved by the clock.
+const CONFIG: (&str, &str) =
+    ("/etc/ephemeral-overlay.toml", "[checkpoint]\ninterval = \"1h\"\nper_target = { \"/etc\" = \"1h\" }\n");
+/// What a user's manager writes when it ends, 10 s after the session did.
+const MANAGER: (&str, &str) = (
+    "/etc/systemd/system/user@.service.d/late.conf",
+    "[Service]\nExecStopPost=+/bin/sh -c 'echo late >/etc/late-%i'\n",
+);
+/// logind does all that belongs to a suspend; only the kernel stays awake.
+const SUSPEND: (&str, &str) =
+    ("/etc/systemd/system/systemd-suspend.service.d/short.conf", "[Service]\nExecStart=\nExecStart=/usr/bin/sleep 2\n");
+/// A session without a terminal: a service that logs in.
+const LOGIN: &str = "\
+#!/bin/sh
+systemd-run --quiet --unit=\"login-$1\" -p User=\"$1\" -p PAMName=login -p Environment=XDG_SESSION_TYPE=tty \\
+    -p Environment=XDG_SESSION_CLASS=user sleep 1000
+until loginctl show-user \"$1\" >/dev/null 2>&1; do sleep 0.2; done
+";
+/// Logs out, and waits until nothing of the user is left.
+const LOGOUT: &str = "\
+#!/bin/sh
+systemctl stop \"login-$1\"
+while loginctl show-user \"$1\" >/dev/null 2>&1; do sleep 0.2; done
+";
+/// The checkpoints of `/etc`, as they stand on the disk; waits for a number of them.
+const CHECKPOINTS: &str = "\
+#!/bin/sh
+count() { ls /persist/ephemeral-overlay/targets/etc 2>/dev/null | grep -c ckpt; }
+for _ in $(seq 150); do [ \"$(count)\" -ge \"$1\" ] && break; sleep 0.2; done
+echo \"checkpoints: $(count)\"
+";
+
+fn logout_and_suspend(on: Setup) {
+    let programs = [
+        ("/usr/local/bin/login-as", LOGIN),
+        ("/usr/local/bin/logout-as", LOGOUT),
+        ("/usr/local/bin/checkpoints", CHECKPOINTS),
+    ];
+    let files: Vec<_> = [CONFIG, MANAGER, SUSPEND].into_iter().chain(programs).collect();
+    let mut machine = Machine::new(on, "logout", &files);
+    let script = "\
+        sh useradd --create-home anna; useradd --create-home bert\n\
+        sh systemctl is-active ephemeral-overlay-syncd.service\n\
+        write /etc/suspended ram\n\
+        sh systemctl suspend && checkpoints 1; sleep 5\n\
+        sh systemd-inhibit --list --no-legend | grep -c 'Ephemeral Overlay'\n\
+        sh login-as anna; login-as bert\n\
+        write /etc/first ram\n\
+        sh logout-as anna; sleep 2; checkpoints 1\n\
+        write /etc/second ram\n\
+        sh logout-as bert; checkpoints 2\n\
+        sh journalctl --no-pager --output cat --unit ephemeral-overlay-syncd.service";
+    let console = machine.boot_and_cut(Boot::default(), script);
+    console.expect(console.says("guest: OUT active"), "the daemon does not run");
+    let counts = console.lines.iter().filter_map(|line| line.strip_prefix("guest: OUT checkpoints: "));
+    console.expect(
+        counts.eq(["1", "1", "2"]),
+        "not saved by the suspend, by the first of two logouts, or not by the last",
+    );
+    console.expect(console.says("checkpoint: a suspend"), "it was saved for another reason");
+    console.expect(console.says("guest: OUT 1"), "the next suspend would not wait");
+
+    let console = machine.boot_and_cut(Boot::default(), "cat /etc/suspended\ncat /etc/second\ncat /etc/late-1001");
+    for path in ["/etc/suspended", "/etc/second"] {
+        console.expect(console.file(path).as_deref() == Some("ram"), &format!("{path} is lost"));
+    }
+    console
+        .expect(console.file("/etc/late-1001").as_deref() == Some("late"), "it was saved before the logout was over");
+}
