@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use glob::Pattern;
+
 mod check;
 mod error;
 mod origins;
@@ -111,6 +113,8 @@ pub struct Cleanup {
     pub interval: Duration,
     /// How long a file must have been untouched to be stale.
     pub stale: Duration,
+    /// What is never stale, with all below it; each matches whole paths, and begins with `/`.
+    pub exclude: Vec<Pattern>,
 }
 
 /// `[log]`
@@ -189,7 +193,7 @@ impl Default for Checkpoint {
 
 impl Default for Cleanup {
     fn default() -> Self {
-        Self { interval: Duration::from_secs(60), stale: Duration::from_secs(10 * 60) }
+        Self { interval: Duration::from_secs(60), stale: Duration::from_secs(10 * 60), exclude: Vec::new() }
     }
 }
 

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ephemeral_overlay::config::{Activate, Config, ConfigError, OnLogout, Size};
+use ephemeral_overlay::config::{Activate, Config, ConfigError, OnLogout, Pattern, Size};
 
 /// The files are `/0.toml`, `/1.toml` and so on.
 fn parse(files: &[&str]) -> Result<Config, ConfigError> {
@@ -43,6 +43,7 @@ history = 5
 [cleanup]
 interval = "60s"
 stale = "10min"
+exclude = []
 [log]
 file = "/var/log/ramoverlay.log"
 "#;
@@ -63,7 +64,7 @@ fn every_key_is_read() {
         tmpfs."/srv/scratch" = "1.5GiB"
         tmpfs.user_cache = false
         persist = { root = "/data", var_cache = [], user_cache = ["..."] }
-        cleanup = { interval = "1h 30min", stale = "2days" }
+        cleanup = { interval = "1h 30min", stale = "2days", exclude = ["/tmp/keep-*", "/var/tmp/**/x"] }
         [checkpoint]
         on_logout = "release"
         interval = "1min"
@@ -96,6 +97,10 @@ fn every_key_is_read() {
     assert_eq!((config.checkpoint.compression, config.checkpoint.history), (19, 0));
     assert_eq!(config.cleanup.interval, Duration::from_secs(90 * 60));
     assert_eq!(config.cleanup.stale, Duration::from_secs(2 * 86400));
+    assert_eq!(
+        config.cleanup.exclude.iter().map(Pattern::as_str).collect::<Vec<_>>(),
+        ["/tmp/keep-*", "/var/tmp/**/x"]
+    );
     assert_eq!(config.log.file, Path::new("/opt/log"));
 }
 
@@ -127,6 +132,7 @@ fn a_wrong_value_is_named_with_its_line_and_what_is_allowed() {
     let path = "expected an absolute path without \".\" and \"..\", without doubled and trailing slashes";
     let size = "expected a size above zero such as \"512M\", \"1.5GiB\" or \"90%\" (1% to 100% of RAM)";
     let time = "expected a time above zero such as \"30s\" or \"5min\"";
+    let glob = &format!("{path}, in which *, ?, [...] and a whole component ** stand for others");
     let name = "expected the name of one directory, without slashes, not \".\" or \"..\"";
     for (text, place, expected) in [
         ("overlay = []", "overlay is an array", "expected a table"),
@@ -160,6 +166,10 @@ fn a_wrong_value_is_named_with_its_line_and_what_is_allowed() {
             "cleanup.stale is \"18446744073709551615s 1000000000ns\"",
             time,
         ),
+        ("cleanup.exclude = '/tmp/x'", "cleanup.exclude is \"/tmp/x\"", "expected an array"),
+        ("cleanup.exclude = ['/tmp/a', 'b*']", "cleanup.exclude[1] is \"b*\"", glob),
+        ("cleanup.exclude = ['/tmp/**x']", "cleanup.exclude[0] is \"/tmp/**x\"", glob),
+        ("cleanup.exclude = ['/tmp/[x']", "cleanup.exclude[0] is \"/tmp/[x\"", glob),
         ("checkpoint.per_target.'/etc' = '0'", "checkpoint.per_target.\"/etc\" is \"0\"", time),
         ("checkpoint.snapshot = 'yes'", "checkpoint.snapshot is \"yes\"", "expected true or false"),
         ("checkpoint.compression = 0", "checkpoint.compression is 0", "expected an integer from 1 to 19"),
@@ -204,6 +214,10 @@ fn an_unknown_key_is_named_with_the_nearest_known_one() {
         (
             "checkpoint.per_target.etc = '1s'",
             format!("checkpoint.per_target.etc, did you mean \"/etc\"?; {per_target}"),
+        ),
+        (
+            "cleanup.excludes = []",
+            "cleanup.excludes, did you mean exclude?; allowed here: interval, stale, exclude".to_owned(),
         ),
         ("log.path = '/x'", "log.path; allowed here: file".to_owned()),
     ] {

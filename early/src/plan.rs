@@ -11,7 +11,7 @@ use ephemeral_overlay::state::Skipped;
 use crate::facts::{Facts, Found, kept_paths};
 
 /// The folder whose directory skeleton is kept and whose persistent parts are bound back.
-const VAR_CACHE: &str = "/var/cache";
+pub const VAR_CACHE: &str = "/var/cache";
 
 /// What will be done, in order, and what will not.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The keys: what is not asked for here does not exist.
 
 use super::section::Section;
-use super::value::{between, boolean, duration, name, one_of, path, size, size_or_off};
+use super::value::{between, boolean, duration, glob, name, one_of, path, size, size_or_off};
 use super::{Activate, Config, ConfigError, OnLogout};
 
 /// Applies one file to `config`.
@@ -42,7 +42,8 @@ pub(super) fn apply(root: &mut Section<'_, '_>, config: &mut Config) -> Result<(
     })?;
     root.table("cleanup", |section| {
         section.set("interval", &mut cleanup.interval, duration)?;
-        section.set("stale", &mut cleanup.stale, duration)
+        section.set("stale", &mut cleanup.stale, duration)?;
+        section.list("exclude", &mut cleanup.exclude, glob)
     })?;
     root.table("log", |section| section.set("file", &mut log.file, path))
 }

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use glob::Pattern;
 use toml::de::DeValue;
 
 use super::size::{self, Size};
@@ -36,6 +37,12 @@ fn is_name(text: &str) -> bool {
 
 pub(super) fn path(value: &DeValue<'_>) -> Result<PathBuf, String> {
     value.as_str().and_then(normal_path).ok_or_else(|| NORMAL_PATH.to_owned())
+}
+
+pub(super) fn glob(value: &DeValue<'_>) -> Result<Pattern, String> {
+    let text = value.as_str().filter(|text| normal_path(text).is_some());
+    let pattern = text.and_then(|text| Pattern::new(text).ok());
+    pattern.ok_or_else(|| format!("{NORMAL_PATH}, in which *, ?, [...] and a whole component ** stand for others"))
 }
 
 pub(super) fn name(value: &DeValue<'_>) -> Result<String, String> {

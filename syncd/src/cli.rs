@@ -2,6 +2,7 @@
 
 mod activate;
 mod checkpoint;
+mod clean;
 mod export;
 mod generator;
 mod last_stage;
@@ -102,6 +103,12 @@ enum Command {
         #[arg(long, short, value_name = "FILE")]
         output: PathBuf,
     },
+    /// Remove what nobody has touched for a while from the tmpfs folders
+    Clean {
+        /// List what would go, with its age, and remove nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// What is in RAM, what is in the store
     Status,
     /// For systemd: this boot came as far as here
@@ -192,6 +199,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Merge { targets, accept_prefix, .. } => merge::run(&system, targets, *accept_prefix, &progress, *json),
         Command::Activate { targets } => activate::run(&system, targets, &progress, *json),
         Command::Export { targets, seq, output } => export::run(&system, targets, *seq, output),
+        Command::Clean { dry_run } => clean::run(&system, *dry_run, *json),
         Command::Status => status::run(&system, *json),
         Command::Booted => checkpoint::booted(&system),
         Command::LastStage => last_stage::run(&system, &progress, *json),

@@ -7,6 +7,7 @@
 pub mod base;
 pub mod chain;
 pub mod checkpoint;
+pub mod clean;
 pub mod conflict;
 pub mod content;
 pub mod copy;

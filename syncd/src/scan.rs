@@ -98,7 +98,7 @@ impl Stamp {
 }
 
 /// The fields of a status have other widths on other architectures.
-fn unsigned(value: impl TryInto<u64>) -> u64 {
+pub(crate) fn unsigned(value: impl TryInto<u64>) -> u64 {
     value.try_into().unwrap_or(0)
 }
 

@@ -162,8 +162,16 @@ pub fn is_nothing(error: Option<Errno>) -> bool {
 /// # Errors
 /// Whatever openat2(2) says: `ELOOP` for a symlink, `EXDEV` for a mount.
 pub fn open_child_dir(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+    open_child_dir_with(dir, name, OFlags::empty())
+}
+
+/// The same with more `flags`.
+///
+/// # Errors
+/// As [`open_child_dir`].
+pub fn open_child_dir_with(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    openat2(dir, name, DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
+    openat2(dir, name, flags | DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
 /// Opens the regular file `name` of a directory with more `flags`, as [`Tree::open_file`] does.

@@ -8,6 +8,7 @@
 
 mod activate;
 mod checkpoint;
+mod clean;
 mod damage;
 mod delta;
 mod differential;
@@ -41,6 +42,7 @@ static TABLE: RwLock<()> = RwLock::new(());
 
 fn main() -> ExitCode {
     test_support::live::write_if_asked();
+    test_support::hold::if_asked();
     user_cache::hostile::act_if_asked();
     let mut args = Arguments::from_args();
     let available = tools::enter_private_namespace();
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
     let modules = [
         ("activate", activate::TESTS),
         ("checkpoint", checkpoint::TESTS),
+        ("clean", clean::TESTS),
         ("damage", damage::TESTS),
         ("delta", delta::TESTS),
         ("differential", differential::TESTS),

@@ -2,6 +2,7 @@
 //! `docs/benchmarks.md`; a single one is only shown.
 
 mod boot;
+mod clean;
 mod day;
 mod early;
 mod engine;
@@ -38,6 +39,8 @@ pub(crate) enum What {
     Boot,
     /// What checkpoints and merges cost, against rsync, cp, tar and one large write
     Engine,
+    /// What a pass of the cleaner takes of the processor, against find and lsof
+    Clean,
     /// What a write costs through the overlay, against the disk, a tmpfs and a plain overlay
     Overlay,
 }
@@ -51,7 +54,7 @@ pub(crate) fn run(what: Option<What>, only: Option<&str>, rounds: usize) -> Resu
         return Ok(());
     }
     let mut parts = vec![HEAD.to_owned(), machine::describe()?.to_string()];
-    for what in [What::Engine, What::Overlay, What::Early, What::Boot] {
+    for what in [What::Engine, What::Overlay, What::Clean, What::Early, What::Boot] {
         say(&format!("measuring: {what:?}"));
         parts.extend(measure(what, None, rounds)?.iter().map(ToString::to_string));
     }
@@ -65,6 +68,7 @@ fn measure(what: What, only: Option<&str>, rounds: usize) -> Result<Vec<Section>
         What::Early => Ok(vec![early::measure()?]),
         What::Boot => Ok(vec![boot::measure()?]),
         What::Engine => engine::measure_all(only, rounds),
+        What::Clean => Ok(vec![clean::measure(rounds)?]),
         What::Overlay => Ok(vec![overlay::measure(rounds)?]),
     }
 }

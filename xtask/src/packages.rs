@@ -34,6 +34,8 @@ pub(crate) const BENCH: [Tool; 4] = [
     tool("zstd", "zstd", "zstd"),
     tool("fio", "fio", "fio"),
 ];
+/// What the cleaner is measured beside.
+pub(crate) const CLEAN: [Tool; 2] = [tool("find", "findutils", "findutils"), tool("lsof", "lsof", "lsof")];
 /// Another allocator, to be measured.
 pub(crate) const MIMALLOC: [Tool; 1] = [tool("libmimalloc.so.2", "libmimalloc2.0", "mimalloc")];
 /// What `try` takes beside that.

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "tests may unwrap")]
 
+pub mod hold;
 pub mod live;
 pub mod mapped;
 pub mod model;

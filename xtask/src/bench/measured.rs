@@ -1,4 +1,4 @@
-//! One command, timed, with its peak memory. A process of its own starts it: the kernel tells the peak only of all
+//! One command, timed, with its processor time and its peak memory. A process of its own starts it: the kernel tells the peak only of all
 //! children together.
 
 use std::os::unix::process::ExitStatusExt;
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use serde_json::{Value, json};
 
 use crate::packages;
@@ -17,6 +18,8 @@ use crate::say::say;
 pub(super) struct Measured {
     /// From its start to its end.
     pub(super) time: Duration,
+    /// What it, and the commands that it started, took of the processors.
+    pub(super) cpu: Duration,
     /// The most memory that it, or a command that it started, had at once, in bytes.
     pub(super) peak: u64,
 }
@@ -35,7 +38,8 @@ pub(super) fn measure(line: &str) -> Result<Measured> {
     }
     let value: Value = serde_json::from_slice(&output.stdout).context("reading a measurement")?;
     let number = |key: &str| value[key].as_u64().with_context(|| format!("a measurement without {key}"));
-    Ok(Measured { time: Duration::from_nanos(number("nanoseconds")?), peak: number("kilobytes")? << 10 })
+    let time = |key| number(key).map(Duration::from_nanos);
+    Ok(Measured { time: time("nanoseconds")?, cpu: time("cpu")?, peak: number("kilobytes")? << 10 })
 }
 
 /// The process of its own.
@@ -47,7 +51,10 @@ pub(crate) fn measured(line: &str) -> Result<ExitCode> {
     if !status.success() {
         bail!("{status}, signal {:?}", status.signal());
     }
-    let kilobytes = getrusage(UsageWho::RUSAGE_CHILDREN).context("getrusage")?.max_rss();
-    say(&json!({ "nanoseconds": u64::try_from(time.as_nanos())?, "kilobytes": kilobytes }).to_string());
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("getrusage")?;
+    let cpu = usage.user_time() + usage.system_time();
+    let cpu = cpu.num_microseconds() * 1000;
+    let said = json!({ "nanoseconds": u64::try_from(time.as_nanos())?, "cpu": cpu, "kilobytes": usage.max_rss() });
+    say(&said.to_string());
     Ok(ExitCode::SUCCESS)
 }
