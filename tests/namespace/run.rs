@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("systemd_is_told_how_it_is", systemd_is_told_how_it_is),
     ("a_rotated_log_goes_on_in_a_new_file", a_rotated_log_goes_on_in_a_new_file),
     ("it_keeps_nothing_of_a_target_in_use", it_keeps_nothing_of_a_target_in_use),
+    ("what_is_stale_goes_and_what_is_used_stays", what_is_stale_goes_and_what_is_used_stays),
     ("a_day_of_it_leaves_it_as_it_was", a_day_of_it_leaves_it_as_it_was),
 ];
 
@@ -287,6 +288,30 @@ fn it_keeps_nothing_of_a_target_in_use() {
         let mut open = descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
         open.all(|path| !path.starts_with(&world.root) && !path.starts_with(&world.run))
     });
+}
+
+fn what_is_stale_goes_and_what_is_used_stays() {
+    let config = CONFIG.replace("300ms", "1h").replace("\"/tmp\" = false", "\"/tmp\" = \"64M\"");
+    let good = format!("{config}cleanup = {{ interval = '200ms', stale = '1s' }}\n");
+    let world = World::new(&good);
+    fs::create_dir_all(world.at("var/log")).unwrap();
+    fs::create_dir_all(world.at("tmp")).unwrap();
+    world.boot();
+    let [used, unused] = ["tmp/used", "tmp/unused"].map(|path| world.at(path));
+    let held = fs::File::create(&used).unwrap();
+    fs::write(&unused, "").unwrap();
+    // With a configuration that is not valid nobody knows what is to be kept.
+    world.configure(&format!("{good}odd = 1\n"));
+    let daemon = Daemon::start(&world);
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(unused.exists(), "{}", daemon.text());
+    world.configure(&good);
+    daemon.signal(Signal::HUP);
+    until("what is stale stays", || !unused.exists());
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(used.exists(), "{}", daemon.text());
+    drop(held);
+    until("what is not used any more stays", || !used.exists());
 }
 
 /// What a process takes: KiB of memory that are its own, and descriptors.

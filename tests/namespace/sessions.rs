@@ -21,7 +21,7 @@ mkdir -p -m 1777 /tmp/.X11-unix && mount -t tmpfs -o mode=1777 tmpfs /tmp/.X11-u
 
 /// A system that saves nothing by the clock, and a daemon that sees sessions of its own.
 fn started() -> (World, Daemon) {
-    let world = running(&CONFIG.replace("300ms", "1h"));
+    let world = running(&CONFIG.replace("300ms", "1h").replace("\"/tmp\" = false", "\"/tmp\" = \"64M\""));
     let syncd = world.syncd_command(&["run"]);
     let mut command = Command::new("unshare");
     command.args(["--mount", "--net", "--propagation", "private", "sh", "-c", OWN, "sh"]);
@@ -72,9 +72,13 @@ fn a_display_that_closes_is_a_logout() {
     let mut display = beside(&daemon, &["Xvfb", ":4711"]);
     daemon.hears("STATUS=1 user logged in");
     fs::write(world.at("etc/file"), "text").unwrap();
+    let _held = fs::File::create(world.at("tmp/used")).unwrap();
+    fs::write(world.at("tmp/unused"), "").unwrap();
     assert!(world.checkpoints().is_empty(), "{}", daemon.text());
     rustix::process::kill_process(rustix::process::Pid::from_child(&display), Signal::TERM).unwrap();
     display.wait().unwrap();
     until("the logout saved nothing", || world.checkpoints().len() == 1);
     assert!(daemon.text().contains("checkpoint: the last logout"), "{}", daemon.text());
+    until("what nothing uses was not cleaned", || !world.at("tmp/unused").exists());
+    assert!(world.at("tmp/used").exists());
 }

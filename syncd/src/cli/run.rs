@@ -1,9 +1,10 @@
 //! `syncd run`: the daemon. It saves what is in RAM at the last logout, at intervals, before a suspend, when it is asked
-//! to, and when it ends.
+//! to, and when it ends; and it cleans the tmpfs folders.
 //!
 //! Threads of their own wait for signals and for sessions; all that is done is done here, one thing after the other. A
 //! checkpoint never holds anything in a target open longer than it lasts, nor does the log.
 
+mod cleaning;
 pub(super) mod log;
 mod watchdog;
 
@@ -15,6 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use cleaning::Cleaner;
 use ephemeral_overlay::config::OnLogout;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
@@ -51,6 +53,11 @@ struct Daemon {
     find: Option<Instant>,
     /// What was said last about a target that is not well: it is said once.
     said: BTreeMap<PathBuf, String>,
+    /// What systemd was told last.
+    state: String,
+    /// What is to be kept is known only from a configuration that is valid.
+    is_config_valid: bool,
+    cleaner: Cleaner,
     watchdog: Watchdog,
 }
 
@@ -66,6 +73,8 @@ pub(crate) fn run(system: System) -> anyhow::Result<Outcome> {
     let sessions = find_sessions(&sender);
     let mut daemon = Daemon {
         delay: sessions.delay_sleep(),
+        is_config_valid: system.config_error.is_none(),
+        cleaner: Cleaner::new(&system),
         system,
         events,
         sender,
@@ -73,6 +82,7 @@ pub(crate) fn run(system: System) -> anyhow::Result<Outcome> {
         sessions,
         find: None,
         said: BTreeMap::new(),
+        state: String::new(),
         watchdog: Watchdog::start(),
     };
     daemon.look_at_sessions();
@@ -92,6 +102,10 @@ impl Daemon {
         loop {
             self.find_sessions_again();
             self.save_what_is_due();
+            if self.is_config_valid {
+                let _busy = self.watchdog.busy();
+                self.cleaner.clean_what_is_due(&self.system);
+            }
             let left = self.next_deadline().saturating_duration_since(Instant::now());
             let event = self.events.recv_timeout(left);
             let busy = self.watchdog.busy();
@@ -115,10 +129,9 @@ impl Daemon {
         let config = &self.system.config.checkpoint;
         // Somebody may bring something into RAM when nothing is.
         let look = Instant::now() + config.interval;
-        [self.schedule.next(config).filter(|_| config.snapshot), self.find]
-            .into_iter()
-            .flatten()
-            .fold(look, Instant::min)
+        let save = self.schedule.next(config).filter(|_| config.snapshot);
+        let clean = Some(self.cleaner.next(&self.system)).filter(|_| self.is_config_valid);
+        [save, clean, self.find].into_iter().flatten().fold(look, Instant::min)
     }
 
     fn is_saving_at_intervals(&self) -> bool {
@@ -156,14 +169,24 @@ impl Daemon {
         match self.sessions.look() {
             Turn::None => {}
             Turn::FirstLogin => tracing::info!("the first login"),
-            Turn::LastLogout => match self.system.config.checkpoint.on_logout {
-                OnLogout::Checkpoint | OnLogout::Release => drop(self.save("the last logout")),
-            },
+            Turn::LastLogout => self.after_the_last_logout(),
         }
         let state = self.sessions.count().map_or("nobody knows who is logged in".to_owned(), |count| {
             format!("{} logged in", super::report::count(count, "user"))
         });
-        self.say_state(&[NotifyState::Status(&state)]);
+        if state != self.state {
+            self.say_state(&[NotifyState::Status(&state)]);
+            self.state = state;
+        }
+    }
+
+    fn after_the_last_logout(&mut self) {
+        match self.system.config.checkpoint.on_logout {
+            OnLogout::Checkpoint | OnLogout::Release => drop(self.save("the last logout")),
+        }
+        if self.is_config_valid {
+            self.cleaner.clean_what_is_unused(&self.system);
+        }
     }
 
     /// Saves everything, and says why.
@@ -224,6 +247,7 @@ impl Daemon {
             Ok(config) => {
                 log::to_file(&self.system.layout.below_root(&config.log.file));
                 self.system.config = config;
+                self.is_config_valid = true;
                 tracing::info!("the configuration was read again");
             }
             Err(error) => tracing::error!("{error}; the configuration stays what it was"),

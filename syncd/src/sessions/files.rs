@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use ephemeral_overlay::error::{At, SystemError};
 use procfs::net::UnixState;
 use procfs::process::Process;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -25,6 +25,8 @@ const X11: &str = "/tmp/.X11-unix";
 /// Where the runtime directories of users are, with the sockets of Wayland compositors.
 const RUNTIME: &str = "/run/user";
 
+/// When it is looked at again.
+const SETTLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// The state of a process that has ended and that nobody has asked about yet (`proc_pid_stat(5)`).
 const ZOMBIE: char = 'Z';
 
@@ -38,11 +40,14 @@ impl Files {
         let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).at("inotify_init1", "/run")?;
         follow(&watch);
         std::thread::spawn(move || {
+            let mut limit = None;
             // What fails to be waited for tells nothing any more.
-            while wait(&watch).is_ok() {
+            while let Ok(happened) = wait(&watch, limit) {
                 // A directory that came meanwhile is watched from now on.
                 follow(&watch);
                 tell(Change::Sessions);
+                // A server that ends removes the name of its socket, and lets go of it a moment later.
+                limit = happened.then_some(&SETTLE);
             }
             tell(Change::Lost);
         });
@@ -66,19 +71,21 @@ impl Files {
 }
 
 /// Waits until a file changes, or a process ends that is a login: whoever notes in utmp that it did may come much later,
-/// or never.
-fn wait(watch: &OwnedFd) -> rustix::io::Result<()> {
+/// or never. Says whether it did, before the limit.
+fn wait(watch: &OwnedFd, limit: Option<&Timespec>) -> rustix::io::Result<bool> {
     let logins = logins(Path::new(UTMP)).unwrap_or_default();
     let leaders: Vec<_> =
         logins.iter().filter_map(|login| pidfd_open(login.leader, PidfdFlags::empty()).ok()).collect();
     let mut all: Vec<_> = std::iter::once(watch).chain(&leaders).map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
-    poll(&mut all, None)?;
+    if poll(&mut all, limit)? == 0 {
+        return Ok(false);
+    }
     let mut buffer = [MaybeUninit::uninit(); 4096];
     let mut events = inotify::Reader::new(watch, &mut buffer);
     loop {
         match events.next() {
             Ok(_) => {}
-            Err(Errno::AGAIN) => return Ok(()),
+            Err(Errno::AGAIN) => return Ok(true),
             Err(error) => return Err(error),
         }
     }
