@@ -145,6 +145,18 @@ impl Layout {
         self.run_dir.join("lower").join(target_name(target))
     }
 
+    /// Where the cover of a target is made, before it is bound over the target.
+    #[must_use]
+    pub fn cover(&self, target: &Path) -> PathBuf {
+        self.run_dir.join("cover").join(target_name(target))
+    }
+
+    /// What was done last about the fill level of the tmpfs, for `status`.
+    #[must_use]
+    pub fn room(&self) -> PathBuf {
+        self.run_dir.join("room.json")
+    }
+
     /// The private bind of the store.
     #[must_use]
     pub fn store_bind(&self) -> PathBuf {

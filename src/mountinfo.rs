@@ -8,6 +8,14 @@ use std::path::{Path, PathBuf};
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
+    /// Its number, as statx(2) tells it too.
+    pub id: u64,
+    /// The mount that it is mounted on.
+    pub parent: u64,
+    /// The peer group with which it shares what is mounted and unmounted on it.
+    pub shared: Option<u64>,
+    /// The peer group from which it receives that.
+    pub master: Option<u64>,
     /// `major:minor` of the superblock.
     pub device: String,
     /// The directory of the file system that is mounted.
@@ -43,14 +51,24 @@ pub fn parse(text: &[u8]) -> Vec<Mount> {
 fn parse_line(line: &[u8]) -> Option<Mount> {
     // 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
     let mut fields = line.split(|&byte| byte == b' ');
-    let device = fields.nth(2)?;
+    let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
+    let (id, parent) = (number()?, number()?);
+    let device = fields.next()?;
     let root = fields.next()?;
     let mount_point = fields.next()?;
-    let mut after = fields.skip_while(|field| *field != b"-").skip(1);
-    let fs_type = after.next()?;
-    let source = after.next()?;
-    let super_options = after.next()?;
+    let optional: Vec<_> = fields.by_ref().skip(1).take_while(|field| *field != b"-").collect();
+    let group = |key: &[u8]| {
+        let group = optional.iter().find_map(|field| field.strip_prefix(key))?;
+        std::str::from_utf8(group).ok()?.parse().ok()
+    };
+    let fs_type = fields.next()?;
+    let source = fields.next()?;
+    let super_options = fields.next()?;
     Some(Mount {
+        id,
+        parent,
+        shared: group(b"shared:"),
+        master: group(b"master:"),
         device: String::from_utf8_lossy(device).into_owned(),
         root: unescape(root),
         mount_point: unescape(mount_point),
@@ -111,10 +129,13 @@ mod tests {
 
     #[test]
     fn a_line_is_taken_apart_and_escapes_are_undone() {
-        let text = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\ngarbage\n\
+        let text =
+            b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime shared:7 master:1 - ext3 /dev/root rw,errors=continue\ngarbage\n\
             67 63 0:40 / /sysroot/etc rw,relatime - overlay overlay rw,lowerdir=/l\\134:x,upperdir=/run/u,xino=on\n";
         let mounts = parse(text);
         assert_eq!(mounts.len(), 2);
+        assert_eq!((mounts[0].id, mounts[0].parent, mounts[0].shared, mounts[0].master), (36, 35, Some(7), Some(1)));
+        assert_eq!((mounts[1].id, mounts[1].parent, mounts[1].shared, mounts[1].master), (67, 63, None, None));
         assert_eq!(mounts[0].device, "98:0");
         assert_eq!(mounts[0].root, Path::new("/mnt1"));
         assert_eq!(mounts[0].mount_point, Path::new("/mnt 2"));

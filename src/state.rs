@@ -45,6 +45,22 @@ pub struct TargetState {
     pub device: String,
     /// The upper directory was merged and discarded; nothing of this target is in RAM.
     pub released: bool,
+    /// Something holds on to an overlay that was unmounted, and upper is mounted a second time: whether that is dead the
+    /// kernel cannot tell any more, so it is not merged in this boot. What `syncd` said.
+    // Absent in what an older `early` wrote, and ignored by an older `syncd`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<String>,
+    /// The read-only bind of lower that lies under the overlay since a release: its mount number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cover: Option<u64>,
+}
+
+impl TargetState {
+    /// An overlay that was just mounted.
+    #[must_use]
+    pub fn new(path: &Path, device: String) -> Self {
+        Self { path: path.to_path_buf(), device, released: false, pinned: None, cover: None }
+    }
 }
 
 /// Something that was asked for and not done.
@@ -129,6 +145,11 @@ impl BootState {
         let mut file = std::fs::File::create(&temporary).at("open", &temporary)?;
         file.write_all(text.as_bytes()).at("write", &temporary)?;
         Ok(std::fs::rename(&temporary, path).at("rename", path)?)
+    }
+
+    /// What is known of `target`, released or not.
+    pub fn entry(&mut self, target: &Path) -> Option<&mut TargetState> {
+        self.targets.iter_mut().find(|state| state.path == target)
     }
 
     /// The overlay on `target`, if there is one that was not released.

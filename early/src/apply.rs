@@ -1,6 +1,7 @@
 //! Carries a plan out. A step that fails is undone alone and reported; the others go on, because each target is
 //! whole by itself and the machine must boot.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
@@ -192,13 +193,10 @@ impl Executor<'_> {
             if unpack {
                 (self.unpack)(target)?;
             }
-            let text = |path: &Path| path.to_string_lossy().into_owned();
-            let mut options = vec![("lowerdir", text(&lower)), ("upperdir", text(&upper)), ("workdir", text(&work))];
-            options.extend(overlay::OPTIONS.map(|(key, value)| (key, value.to_owned())));
-            let overlay = FileSystem { fs_type: "overlay", source: "ephemeral-overlay", options, restricted: false };
             // Taken before the overlay hides them.
             let on_disk: Vec<_> = passthrough.iter().map(|path| (path, self.tree_on_disk(target, path))).collect();
-            let root = overlay.mount_on(self.layout.open_dir(target)?.as_fd(), &|_| Ok(()))?;
+            let note = |next: &BootState| Ok(next.write(&self.layout.boot_state())?);
+            self.state = mount_overlay(self.layout, target, &self.state, &note)?;
             for (path, tree) in on_disk {
                 match tree.and_then(|tree| tree.attach(self.layout.open_dir(path)?.as_fd())) {
                     Ok(()) => self.to_the_end.push(path.clone()),
@@ -208,19 +206,9 @@ impl Executor<'_> {
                     }
                 }
             }
-            Ok(fstat(root).at("fstat", target)?.st_dev)
-        };
-        let recorded = mount().and_then(|device| {
-            let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
-            self.state.targets.retain(|state| state.path != target);
-            self.state.targets.push(TargetState { path: target.to_path_buf(), device, released: false });
-            self.state.write(&self.layout.boot_state()).inspect_err(|_| {
-                self.state.targets.pop();
-                sys::detach(&self.layout.below_root(target));
-            })?;
             Ok(())
-        });
-        match recorded {
+        };
+        match mount() {
             Ok(()) => {
                 self.state.deferred.retain(|path| path != target);
                 self.to_the_end.push(target.to_path_buf());
@@ -285,6 +273,59 @@ impl Executor<'_> {
         let parent = self.layout.create_dir(keep.source.parent().unwrap_or(Path::new("/")))?;
         Ok(renameat(hidden, &keep.name, parent, &keep.name).at("renameat", &keep.source)?)
     }
+}
+
+/// Mounts the overlay of `target` once more on what its upper directory holds, after it was unmounted in vain. A state
+/// that cannot be written must not keep it from being seen: the overlay is in it already, if by another device number.
+///
+/// # Errors
+/// When it cannot be mounted; that it could not be noted is told when it is.
+pub fn mount_again(layout: &Layout, target: &Path, state: &mut BootState) -> Result<()> {
+    let unnoted = RefCell::new(None);
+    let note = |next: &BootState| {
+        *unnoted.borrow_mut() = next.write(&layout.boot_state()).err();
+        Ok(())
+    };
+    *state = mount_overlay(layout, target, state, &note)?;
+    let unnoted = unnoted.into_inner();
+    utab::keep_to_the_end(layout, &[target.to_path_buf()])?;
+    unnoted.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// Mounts an overlay on the directories that were made for it; returns `state` with it, which was noted before anybody
+/// could use the overlay: of one that nobody knows of nothing could be saved.
+fn mount_overlay(
+    layout: &Layout,
+    target: &Path,
+    state: &BootState,
+    note: &dyn Fn(&BootState) -> Result<()>,
+) -> Result<BootState> {
+    let directories =
+        [("lowerdir", layout.lower(target)), ("upperdir", layout.upper(target)), ("workdir", layout.work(target))];
+    let mut options = directories.map(|(key, path)| (key, path.to_string_lossy().into_owned())).to_vec();
+    options.extend(overlay::OPTIONS.map(|(key, value)| (key, value.to_owned())));
+    let overlay = FileSystem { fs_type: "overlay", source: "ephemeral-overlay", options, restricted: false };
+    let next = RefCell::new(state.clone());
+    overlay.mount_on(layout.open_dir(target)?.as_fd(), &|root| {
+        let device = fstat(root).at("fstat", target)?.st_dev;
+        let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+        let mut next = next.borrow_mut();
+        let entry = TargetState::new(target, device);
+        match next.entry(target) {
+            Some(known) => *known = TargetState { pinned: known.pinned.take(), cover: known.cover, ..entry },
+            None => next.targets.push(entry),
+        }
+        note(&next)
+    })?;
+    Ok(next.into_inner())
+}
+
+/// Lets our tmpfs grow.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn grow(layout: &Layout, size: u64, inodes: u64) -> Result<()> {
+    sys::resize(&layout.ram(), size, inodes)
 }
 
 /// Creates a directory of ours (0700) in the run directory, with its parents, and opens it.

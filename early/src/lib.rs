@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod chains;
+pub mod cover;
 pub mod facts;
 pub mod plan;
 pub mod sys;

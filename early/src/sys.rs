@@ -169,6 +169,12 @@ impl Tree {
         }
     }
 
+    /// The number of its mount, as mountinfo shows it.
+    pub(crate) fn number(&self) -> Result<u64> {
+        let found = statx(self.root(), "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).context("statx STATX_MNT_ID")?;
+        Ok(found.stx_mnt_id)
+    }
+
     /// Binds it to the directory behind `at`.
     ///
     /// # Errors
@@ -197,8 +203,7 @@ pub(crate) fn bind_privately(dir: OwnedFd, at: &Path) -> Result<()> {
         make_private(at)?;
         // A copy of a read-only mount would stay read-only when the root is remounted. Only the mount's own flag is
         // cleared: a read-only superblock is one still.
-        mount_remount(at, MountFlags::BIND | own_flags(at)?, c"")
-            .with_context(|| format!("mount -o remount,bind {}", at.display()))
+        read_only_bind(at, false)
     };
     settle().inspect_err(|_| detach(at))
 }
@@ -224,6 +229,20 @@ pub fn restrict(at: &Path, no_exec: bool) -> Result<()> {
     let is_read_only = statvfs(at).is_ok_and(|found| found.f_flag.contains(StatVfsMountFlags::RDONLY));
     flags.set(MountFlags::RDONLY, is_read_only);
     mount_remount(at, flags, c"").with_context(|| format!("mount -o remount,bind,nosuid,nodev {}", at.display()))
+}
+
+/// Makes the mount at `at` read-only or writable; others of the same file system stay what they are.
+pub(crate) fn read_only_bind(at: &Path, read_only: bool) -> Result<()> {
+    let flag = if read_only { MountFlags::RDONLY } else { MountFlags::empty() };
+    mount_remount(at, MountFlags::BIND | own_flags(at)? | flag, c"")
+        .with_context(|| format!("mount -o remount,bind {}", at.display()))
+}
+
+/// Gives the tmpfs at `at` another size and number of inodes.
+pub(crate) fn resize(at: &Path, size: u64, inodes: u64) -> Result<()> {
+    let options = CString::new(format!("size={size},nr_inodes={inodes}"))?;
+    mount_remount(at, own_flags(at)?, options.as_c_str())
+        .with_context(|| format!("mount -o remount,{} {}", options.to_string_lossy(), at.display()))
 }
 
 /// The flags of a mount that a remount would clear. Those about access times stay when none of them is given.

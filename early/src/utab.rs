@@ -26,12 +26,14 @@ pub(crate) fn keep_to_the_end(layout: &Layout, paths: &[PathBuf]) -> Result<()> 
     for path in paths {
         // The topmost stands last. libmount finds a line's mount by these three.
         let Some(mount) = mounts.iter().rfind(|mount| mount.mount_point == *path) else { continue };
+        let mut line = Vec::new();
         for (key, path) in [("SRC", &mount.source), (" TARGET", path), (" ROOT", &mount.root)] {
-            lines.extend(key.as_bytes());
-            lines.push(b'=');
-            lines.extend(mountinfo::escape(path));
+            line.extend(key.as_bytes());
+            line.push(b'=');
+            line.extend(mountinfo::escape(path));
         }
-        lines.extend(b" OPTS=x-initrd.mount\n");
+        line.extend(b" OPTS=x-initrd.mount");
+        lines.push(line);
     }
     let path = layout.utab();
     if let Some(parent) = path.parent() {
@@ -42,7 +44,10 @@ pub(crate) fn keep_to_the_end(layout: &Layout, paths: &[PathBuf]) -> Result<()> 
     let lock_path = path.with_extension("lock");
     let lock = open_or_create(&lock_path, OFlags::RDONLY)?;
     flock(&lock, FlockOperation::LockExclusive).at("flock", &lock_path)?;
-    // The others' lines stay.
+    // What was mounted there before had the same line. The others' lines stay.
+    let known = std::fs::read(&path).unwrap_or_default();
+    lines.retain(|line| !known.split(|&byte| byte == b'\n').any(|known| known == line));
+    let lines: Vec<u8> = lines.into_iter().flat_map(|line| [line, b"\n".to_vec()].concat()).collect();
     let mut file = File::from(open_or_create(&path, OFlags::WRONLY | OFlags::APPEND)?);
     file.write_all(&lines).at("write", &path)?;
     drop(open_or_create(&path.with_extension("event"), OFlags::WRONLY)?);

@@ -7,6 +7,7 @@ mod export;
 mod generator;
 mod last_stage;
 mod merge;
+mod release;
 mod report;
 mod run;
 mod status;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, Args as Arguments, Parser, Subcommand};
 use ephemeral_overlay::Layout;
+use release::Then;
 use syncd::Error;
 use syncd::progress::Progress;
 use syncd::system::System;
@@ -92,6 +94,16 @@ enum Command {
         /// Targets or tmpfs folders, for example /var/log [default: all that wait]
         targets: Vec<PathBuf>,
     },
+    /// Free the RAM of what nothing uses: save it, unmount it, merge it, and mount it again with nothing in RAM
+    Release {
+        /// Targets, for example /etc [default: all]
+        targets: Vec<PathBuf>,
+    },
+    /// The same, and leave it on disk until it is activated, or until the next boot
+    Deactivate {
+        /// Targets, for example /etc [default: all]
+        targets: Vec<PathBuf>,
+    },
     /// Write what the checkpoints hold as an OCI image layer: a tar archive with zstd
     Export {
         /// Targets, for example /etc [default: all]
@@ -138,6 +150,20 @@ enum Command {
         #[arg(long)]
         upper: PathBuf,
     },
+}
+
+impl Command {
+    /// Whether it mounts or frees something, which one at a time may do.
+    fn changes_boot_state(&self) -> bool {
+        matches!(
+            self,
+            Self::Merge { .. }
+                | Self::Activate { .. }
+                | Self::Release { .. }
+                | Self::Deactivate { .. }
+                | Self::LastStage
+        )
+    }
 }
 
 /// What a command came to.
@@ -188,16 +214,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     if let Command::Generator { directory, .. } = &args.command {
         return generator::run(&Layout::new(root, run_dir.as_deref(), config.as_deref()), directory);
     }
-    let system = System::open(root, run_dir.as_deref(), config.as_deref())?;
+    let mut system = System::open(root, run_dir.as_deref(), config.as_deref())?;
     if let Command::Run = &args.command {
         run::log::to_file(&run::log_file(&system));
         return run::run(system);
     }
+    let _state = if args.command.changes_boot_state() { system.lock()? } else { None };
     let outcome = match &args.command {
         Command::Checkpoint { targets, dry_run } => checkpoint::run(&system, targets, *dry_run, *json),
         Command::Merge { targets, set_aside: true, .. } => merge::set_aside(&system, targets, *json),
         Command::Merge { targets, accept_prefix, .. } => merge::run(&system, targets, *accept_prefix, &progress, *json),
         Command::Activate { targets } => activate::run(&system, targets, &progress, *json),
+        Command::Release { targets } => release::run(&system, targets, Then::InRam, &progress, *json),
+        Command::Deactivate { targets } => release::run(&system, targets, Then::OnDisk, &progress, *json),
         Command::Export { targets, seq, output } => export::run(&system, targets, *seq, output),
         Command::Clean { dry_run } => clean::run(&system, *dry_run, *json),
         Command::Status => status::run(&system, *json),

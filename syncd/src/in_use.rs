@@ -1,8 +1,10 @@
-//! Who uses a directory that is to be covered by an overlay.
+//! Who uses a directory that is to be covered by an overlay; and, in [`overlay`], an overlay that is to be unmounted.
 //!
 //! What is written through a descriptor that was opened before lands in lower, out of sight of everybody else, and under
 //! a mounted overlay; a process that has a mount of its own there keeps the disk, or gets a writable overlay under its
 //! read-only mount. Both were measured. So nothing that is in use is ever covered.
+
+pub mod overlay;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -22,6 +24,9 @@ use crate::namespaces::{self, View, directory, unless_gone};
 /// The bits of `flags:` in fdinfo that tell how a file is open, and what they are when it is only read.
 const O_ACCMODE: u32 = 3;
 const O_RDONLY: u32 = 0;
+
+/// How many users are named.
+const NAMED_MAX: usize = 5;
 
 /// Who uses a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +49,12 @@ impl fmt::Display for User {
 }
 
 impl User {
+    /// Whether it is a process of this name, of which the kernel keeps 15 bytes.
+    #[must_use]
+    pub fn is_called(&self, name: &str) -> bool {
+        self.process.as_ref().is_some_and(|(_, called)| called == name)
+    }
+
     fn new(process: u32, path: &Path, how: &'static str) -> Self {
         let name = fs::read(directory(process).join("comm")).unwrap_or_default();
         let name = String::from_utf8_lossy(&name).trim_end().to_owned();
@@ -60,6 +71,18 @@ pub struct Search {
     pub hidden: Vec<u32>,
 }
 
+impl Search {
+    /// The users in words, the first ones by name; `None` when there are none.
+    #[must_use]
+    pub fn words(&self) -> Option<String> {
+        let mut words: Vec<_> = self.users.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+        if self.users.len() > NAMED_MAX {
+            words.push(format!("and {} more", self.users.len() - NAMED_MAX));
+        }
+        (!words.is_empty()).then(|| words.join(", "))
+    }
+}
+
 /// Everybody but this process who writes below `target`, has a directory there open or as its own, or has a mount of
 /// its own there.
 ///
@@ -69,14 +92,28 @@ pub fn search(layout: &Layout, target: &Path) -> Result<Search, SystemError> {
     let root = fs::canonicalize(layout.root()).at("realpath", layout.root())?;
     let place = Place(root.join(target.strip_prefix("/").unwrap_or(target)));
     let mut found = Search { users: place.mounts(layout)?, hidden: Vec::new() };
-    for process in namespaces::processes()?.into_iter().filter(|&process| process != std::process::id()) {
-        match place.used_by(process) {
+    each_process(
+        &mut found,
+        |process| {
+            if process == std::process::id() { Ok(Vec::new()) } else { place.used_by(process) }
+        },
+    )?;
+    Ok(found)
+}
+
+/// Adds what `used_by` tells of every process.
+fn each_process(
+    found: &mut Search,
+    mut used_by: impl FnMut(u32) -> Result<Vec<User>, SystemError>,
+) -> Result<(), SystemError> {
+    for process in namespaces::processes()? {
+        match used_by(process) {
             Ok(users) => found.users.extend(users),
             Err(error) if matches!(error.errno(), Some(Errno::ACCESS | Errno::PERM)) => found.hidden.push(process),
             Err(error) => return Err(error),
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// The directory that is looked for, by the paths of this process.
@@ -153,7 +190,7 @@ impl Place {
     fn mounts(&self, layout: &Layout) -> Result<Vec<User>, SystemError> {
         let views = namespaces::views()?;
         let root = fs::metadata("/").at("stat", "/")?;
-        let sees_our_paths = |view: &&View| view.root == (root.dev(), root.ino());
+        let sees_our_paths = |view: &&View| view.has_root(&root);
         let ours = views.iter().find(|view| view.is_ours && sees_our_paths(view)).map_or(&[][..], |view| &view.mounts);
         let shown = ours.iter().rfind(|mount| mount.mount_point == self.innermost(ours)).map(|mount| {
             let inside = self.0.strip_prefix(&mount.mount_point).unwrap_or(Path::new(""));

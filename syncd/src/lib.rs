@@ -27,6 +27,8 @@ pub mod path;
 mod per_thread;
 pub mod place;
 pub mod progress;
+pub mod release;
+pub mod room;
 pub mod scan;
 pub mod schedule;
 pub mod sessions;

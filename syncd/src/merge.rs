@@ -19,7 +19,7 @@ use ephemeral_overlay::error::At;
 use ephemeral_overlay::token::Token;
 use room::reserve;
 use rustix::fs::{fsync, syncfs};
-pub use unpack::unpack;
+pub use unpack::{hide_unfinished, unpack};
 use verify::Verify;
 
 use crate::chain::{Net, Recorded};

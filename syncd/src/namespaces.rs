@@ -24,6 +24,11 @@ pub struct View {
 }
 
 impl View {
+    /// Whether its paths begin at the directory `root`.
+    pub(crate) fn has_root(&self, root: &fs::Metadata) -> bool {
+        self.root == (root.dev(), root.ino())
+    }
+
     /// The overlays among them, with the process.
     pub fn overlays(&self) -> impl Iterator<Item = (u32, &Mount)> {
         self.mounts.iter().filter(|mount| mount.fs_type == "overlay").map(|mount| (self.process, mount))

@@ -1,12 +1,13 @@
 //! One system as the commands see it: its layout, its configuration, and whether it is the one that booted.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::config::Config;
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::layout::{LoadError, STORE_DIR};
-use ephemeral_overlay::state::BootState;
+use ephemeral_overlay::state::{self, BootState};
 use ephemeral_overlay::{Layout, fstab, mountinfo};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -55,6 +56,20 @@ impl System {
         let boot = boot_of(&self.layout, self.live)?;
         let (layout, config) = (self.layout.clone(), self.config.clone());
         Ok(Self { layout, config, config_error: None, boot, live: self.live })
+    }
+
+    /// Locks the boot state of the running system until the descriptor is closed, and reads it again: whoever does
+    /// something and changes it does that before everything else, also before the store is locked.
+    ///
+    /// # Errors
+    /// When it cannot be locked or read.
+    pub fn lock(&mut self) -> Result<Option<OwnedFd>> {
+        if !self.live {
+            return Ok(None);
+        }
+        let lock = state::lock(self.layout.run_dir())?;
+        self.boot = boot_of(&self.layout, self.live)?;
+        Ok(lock)
     }
 
     /// Where the store is: where `early` looks for it at the next boot. Its bind is that, whatever has been mounted over

@@ -382,7 +382,7 @@ fn a_damaged_chain_leaves_its_target_on_disk() {
 }
 
 /// Something that uses a file or directory below `/var/log`, as long as it lives.
-fn user_of(log: &Path, script: &str, options: &[&str]) -> Child {
+pub(crate) fn user_of(log: &Path, script: &str, options: &[&str]) -> Child {
     let mut command = Command::new(options[0]);
     command.args(&options[1..]).args([script, "sh", log.to_str().unwrap()]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -392,7 +392,7 @@ fn user_of(log: &Path, script: &str, options: &[&str]) -> Child {
     child
 }
 
-fn end(mut child: Child) {
+pub(crate) fn end(mut child: Child) {
     child.stdin.take().unwrap().write_all(b"go\n").unwrap();
     child.wait().unwrap();
 }

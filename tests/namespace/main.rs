@@ -20,6 +20,7 @@ mod live;
 mod merge;
 mod order;
 mod refused;
+mod release;
 mod reserve;
 mod restart;
 mod run;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         ("merge", merge::TESTS),
         ("order", order::TESTS),
         ("refused", refused::TESTS),
+        ("release", release::TESTS),
         ("reserve", reserve::TESTS),
         ("restart", restart::TESTS),
         ("run", run::TESTS),
@@ -86,7 +88,8 @@ fn main() -> ExitCode {
         for &(name, test) in tests {
             let run = move || {
                 // A copy of the mount table holds on to the overlays of every test that runs at the time.
-                let alone = [activate::ALONE, refused::ALONE, user_cache::ALONE].contains(&name);
+                let alone = [activate::ALONE, refused::ALONE, user_cache::ALONE].contains(&name)
+                    || release::ALONE.contains(&name);
                 let _shared = (!alone).then(|| TABLE.read().unwrap_or_else(PoisonError::into_inner));
                 let _alone = alone.then(|| TABLE.write().unwrap_or_else(PoisonError::into_inner));
                 test();

@@ -5,20 +5,18 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use early::apply::{apply, create_run_dir, new_state};
+use early::cover;
 use early::facts::observe;
 use early::plan::{Plan, Step, plan};
 use ephemeral_overlay::config::{Activate, Config};
-use ephemeral_overlay::state::{self, BootState, Skipped};
+use ephemeral_overlay::state::{BootState, Skipped};
 use syncd::progress::Progress;
 use syncd::store::Store;
 use syncd::system::{System, check_known};
-use syncd::{Error, in_use};
+use syncd::{Error, in_use, release};
 
 use super::report::{TargetReport, finish};
 use super::{Outcome, merge};
-
-/// How many of those who use a directory are named.
-const NAMED_MAX: usize = 5;
 
 pub(crate) fn run(system: &System, named: &[PathBuf], progress: &Progress, json: bool) -> anyhow::Result<Outcome> {
     let paths = wanted(system, named)?;
@@ -36,7 +34,6 @@ pub(crate) fn run(system: &System, named: &[PathBuf], progress: &Progress, json:
     if let Some(error) = &system.config_error {
         bail!("{error}; nothing is mounted");
     }
-    let _state = state::lock(system.layout.run_dir())?;
     let is_target = |path: &PathBuf| system.config.overlay.dirs.contains(path);
     // It is locked until the end: nobody else merges, or activates the same.
     let store = if paths.iter().any(is_target) { Some(open_store(system)) } else { None };
@@ -85,7 +82,7 @@ impl Activation<'_> {
         if is_active(BootState::read(&layout.boot_state())?.as_ref(), path) {
             return done("in RAM already");
         }
-        let Some(before) = self.plan(path)? else {
+        let Some(before) = plan_of(self.system, path)? else {
             // What is pending is merged whether it is configured or not.
             let merged = self.merge(path)?.unwrap_or((Outcome::Done, "nothing is pending".to_owned()));
             return Ok(TargetReport::new(path, merged.0, format!("not configured any more; {}", merged.1)));
@@ -104,11 +101,14 @@ impl Activation<'_> {
             words.push(said);
         }
         // The merge may have brought another configuration to the disk, and has taken its time.
-        let Some(plan) = self.plan(path)? else { return done("not configured any more") };
+        let Some(plan) = plan_of(self.system, path)? else { return done("not configured any more") };
         if let Some(users) = self.users(path)? {
             return self.leave(path, refusal(path, users));
         }
-        let left = self.carry_out(path, plan)?;
+        let unpack = |target: &Path| {
+            merge::unpack_into(self.system, self.store()?, target, &layout.upper(target), self.progress)
+        };
+        let left = carry_out(self.system, path, plan, &unpack)?;
         let boot = BootState::read(&layout.boot_state())?;
         if is_active(boot.as_ref(), path) {
             words.push("in RAM now".to_owned());
@@ -124,31 +124,11 @@ impl Activation<'_> {
         Ok(TargetReport::new(path, outcome, words.join("; ")))
     }
 
-    /// The plan for `path` alone; `None` when it is not configured.
-    fn plan(&self, path: &Path) -> anyhow::Result<Option<Plan>> {
-        let mut config: Config = self.system.layout.load_config()?;
-        config.overlay.activate = Activate::Boot;
-        config.overlay.dirs.retain(|dir| dir == path);
-        config.tmpfs.mounts.retain(|mount, _| mount == path);
-        config.persist.root = self.system.persist().to_path_buf();
-        if config.overlay.dirs.is_empty() && config.tmpfs.mounts.is_empty() {
-            return Ok(None);
-        }
-        let facts = observe(&self.system.layout, &config)?;
-        Ok(Some(plan(&config, &facts)))
-    }
-
     /// Who uses `path`, in words.
     fn users(&self, path: &Path) -> anyhow::Result<Option<String>> {
-        let in_use::Search { users, hidden } = in_use::search(&self.system.layout, path)?;
-        if !hidden.is_empty() {
-            tracing::warn!("{}: even root cannot see what these processes use: {hidden:?}", path.display());
-        }
-        let mut words: Vec<_> = users.iter().take(NAMED_MAX).map(ToString::to_string).collect();
-        if users.len() > NAMED_MAX {
-            words.push(format!("and {} more", users.len() - NAMED_MAX));
-        }
-        Ok((!words.is_empty()).then(|| words.join(", ")))
+        let search = in_use::search(&self.system.layout, path)?;
+        warn_of_hidden(path, &search);
+        Ok(search.words())
     }
 
     /// Merges what is pending, as a boot through the hook does. What cannot be merged is in the next plan.
@@ -168,21 +148,6 @@ impl Activation<'_> {
             Err(error @ Error::Alive { .. }) => Err(error.into()),
             Err(error) => Ok(Some((Outcome::Partial, format!("{:#}", anyhow::Error::from(error))))),
         }
-    }
-
-    fn carry_out(&self, path: &Path, plan: Plan) -> anyhow::Result<Vec<Skipped>> {
-        let layout = &self.system.layout;
-        let mut state = if let Some(state) = BootState::read(&layout.boot_state())? {
-            state
-        } else {
-            create_run_dir(layout.run_dir())?;
-            new_state(layout, self.system.persist())?
-        };
-        state.skipped.retain(|skipped| !skipped.path.starts_with(path));
-        let unpack = |target: &Path| {
-            merge::unpack_into(self.system, self.store()?, target, &layout.upper(target), self.progress)
-        };
-        apply(layout, plan, state, &unpack)
     }
 
     /// Leaves `path` on disk, and says so to `status` and to the next boot.
@@ -221,7 +186,57 @@ impl Activation<'_> {
     }
 }
 
-fn is_active(boot: Option<&BootState>, path: &Path) -> bool {
+/// The plan for `path` alone, whenever it is to be mounted; `None` when it is not configured.
+pub(super) fn plan_of(system: &System, path: &Path) -> anyhow::Result<Option<Plan>> {
+    let mut config: Config = system.layout.load_config()?;
+    config.overlay.activate = Activate::Boot;
+    config.overlay.dirs.retain(|dir| dir == path);
+    config.tmpfs.mounts.retain(|mount, _| mount == path);
+    config.persist.root = system.persist().to_path_buf();
+    if config.overlay.dirs.is_empty() && config.tmpfs.mounts.is_empty() {
+        return Ok(None);
+    }
+    let mut facts = observe(&system.layout, &config)?;
+    if let Some(boot) = BootState::read(&system.layout.boot_state())?
+        && cover::is_covered(&system.layout, path, &boot)?
+    {
+        // The disk itself, on which the overlay may lie.
+        let top = facts.mounted.iter().rposition(|mount| mount.mount_point == path);
+        top.map(|index| facts.mounted.remove(index));
+    }
+    Ok(Some(plan(&config, &facts)))
+}
+
+/// Carries out the plan for `path`; returns what was not done.
+pub(super) fn carry_out(
+    system: &System,
+    path: &Path,
+    plan: Plan,
+    unpack: early::apply::Unpack<'_>,
+) -> anyhow::Result<Vec<Skipped>> {
+    let layout = &system.layout;
+    let mut state = if let Some(state) = BootState::read(&layout.boot_state())? {
+        state
+    } else {
+        create_run_dir(layout.run_dir())?;
+        new_state(layout, system.persist())?
+    };
+    state.skipped.retain(|skipped| !skipped.path.starts_with(path));
+    if state.targets.iter().any(|entry| entry.path == path && entry.released) {
+        // A cut may have left a part of the upper directory that was merged.
+        release::remove_upper(layout, path)?;
+    }
+    apply(layout, plan, state, unpack)
+}
+
+/// Says of which processes nothing is known.
+pub(super) fn warn_of_hidden(path: &Path, search: &in_use::Search) {
+    if !search.hidden.is_empty() {
+        tracing::warn!("{}: even root cannot see what these processes use: {:?}", path.display(), search.hidden);
+    }
+}
+
+pub(super) fn is_active(boot: Option<&BootState>, path: &Path) -> bool {
     boot.is_some_and(|boot| boot.target(path).is_some() || boot.tmpfs.iter().any(|mounted| mounted == path))
 }
 

@@ -1,14 +1,14 @@
 //! `syncd merge`, and `syncd unpack` for `early`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use ephemeral_overlay::error::At;
-use ephemeral_overlay::state::{self, BootState};
+use early::cover::uncover;
+use ephemeral_overlay::state::BootState;
 use syncd::conflict::Winner;
 use syncd::durable;
 use syncd::merge::{MergeOptions, MergeStats};
 use syncd::progress::Progress;
+use syncd::release::discard;
 use syncd::store::Store;
 use syncd::system::System;
 use syncd::tree::Tree;
@@ -24,7 +24,17 @@ pub(crate) fn run(
     progress: &Progress,
     json: bool,
 ) -> anyhow::Result<Outcome> {
-    for_each(system, targets, json, |store, target| one(system, store, target, false, accept_prefix, progress))
+    for_each(system, targets, json, |store, target| {
+        let report = one(system, store, target, false, accept_prefix, progress)?;
+        // Its overlay was unmounted by hand, from the cover of an earlier release: now it is the disk.
+        if system.boot.is_some()
+            && let Some(mut boot) = BootState::read(&system.layout.boot_state())?
+        {
+            uncover(&system.layout, target, &mut boot)
+                .map_err(|source| Error::Mount { path: target.to_path_buf(), source })?;
+        }
+        Ok(report)
+    })
 }
 
 pub(crate) fn set_aside(system: &System, targets: &[PathBuf], json: bool) -> anyhow::Result<Outcome> {
@@ -76,7 +86,8 @@ fn for_each(
 }
 
 /// Merges one target. Where it was mounted in this boot, what is still in RAM goes into a last checkpoint first.
-/// `unused` says that nobody has used the disk's version in this boot, although the system runs.
+/// `unused` says that nobody has used the disk's version in this boot, although the system runs. The caller has locked the
+/// boot state.
 pub(crate) fn one(
     system: &System,
     store: &Store,
@@ -87,6 +98,9 @@ pub(crate) fn one(
 ) -> syncd::Result<Option<TargetReport>> {
     let part = store.target(target);
     let state = system.boot.as_ref().and_then(|boot| boot.target(target));
+    if let Some(why) = state.and_then(|state| state.pinned.as_ref()) {
+        return Err(Error::Alive { target: target.to_path_buf(), why: why.clone() });
+    }
     if state.is_none() && part.sequences()?.is_empty() && part.marker()?.is_none() {
         return Ok(None);
     }
@@ -108,25 +122,9 @@ pub(crate) fn one(
     let winner = if ran_from_disk { Winner::Disk } else { Winner::Ram };
     let stats = merge::merge(&part, &lower, MergeOptions { winner, accept_prefix }, progress)?;
     if state.is_some() {
-        discard(system, target)?;
+        discard(&system.layout, target)?;
     }
     Ok(stats.map(|stats| report(target, &stats, winner)))
-}
-
-/// Frees the RAM of a target whose upper was merged.
-fn discard(system: &System, target: &Path) -> syncd::Result<()> {
-    let _state = state::lock(system.layout.run_dir())?;
-    // Read again: another target may have been released since.
-    let Some(mut boot) = BootState::read(&system.layout.boot_state())? else { return Ok(()) };
-    for state in boot.targets.iter_mut().filter(|state| state.path == target) {
-        state.released = true;
-    }
-    // First the word, then the deed: upper is of no use any more.
-    BootState::write(&boot, &system.layout.boot_state())?;
-    if let Some(directory) = system.layout.upper(target).parent() {
-        fs::remove_dir_all(directory).at("unlink", directory)?;
-    }
-    Ok(())
 }
 
 fn move_away(system: &System, store: &Store, target: &Path) -> syncd::Result<Option<TargetReport>> {

@@ -4,15 +4,14 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use comfy_table::{Table, presets};
-use ephemeral_overlay::error::At;
-use rustix::fs::statvfs;
 use serde::Serialize;
-use syncd::Error;
 use syncd::chain::Chain;
 use syncd::checkpoint::own_log;
+use syncd::room::{self, Fill, Room};
 use syncd::store::Store;
 use syncd::system::System;
 use syncd::written::boot_id;
+use syncd::{Error, release};
 
 use super::report::{JSON_VERSION, TargetReport, count};
 use super::{Outcome, checkpoint, say};
@@ -35,10 +34,11 @@ struct Status {
 /// The tmpfs that all upper directories share.
 #[derive(Debug, Serialize)]
 struct Ram {
-    used_bytes: u64,
-    size_bytes: u64,
-    used_inodes: u64,
-    size_inodes: u64,
+    #[serde(flatten)]
+    fill: Fill,
+    /// When it was too full, and what was done then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last: Option<Room>,
 }
 
 #[derive(Debug, Serialize)]
@@ -111,7 +111,7 @@ fn look(system: &System) -> anyhow::Result<Status> {
     for target in &mut targets {
         target.problem = hidden.clone().or(target.problem.take());
     }
-    let ram = if mounted.is_empty() { None } else { Some(ram(&system.layout.ram())?) };
+    let ram = if mounted.is_empty() { None } else { Some(Ram { fill: Fill::of(system)?, last: room::last(system) }) };
     let skipped = system.boot.iter().flat_map(|boot| &boot.skipped);
     Ok(Status {
         version: JSON_VERSION,
@@ -123,19 +123,12 @@ fn look(system: &System) -> anyhow::Result<Status> {
     })
 }
 
-fn ram(path: &Path) -> anyhow::Result<Ram> {
-    let stat = statvfs(path).at("statvfs", path)?;
-    Ok(Ram {
-        used_bytes: (stat.f_blocks - stat.f_bfree) * stat.f_frsize,
-        size_bytes: stat.f_blocks * stat.f_frsize,
-        used_inodes: stat.f_files - stat.f_ffree,
-        size_inodes: stat.f_files,
-    })
-}
-
 fn target(system: &System, store: &Store, path: &Path, mounted: bool) -> Target {
     let part = store.target(path);
-    let mut problems = Vec::new();
+    let mut problems: Vec<_> = system.boot.iter().filter_map(|boot| boot.target(path)?.pinned.clone()).collect();
+    if mounted && !release::is_mounted(&system.layout, path).unwrap_or(true) {
+        problems.push("its overlay is not mounted; `syncd release` brings it to the disk".to_owned());
+    }
     let unsaved = mounted
         .then(|| checkpoint::one(system, store, path, true, own_log(path, &system.config.log.file)))
         .and_then(|result| match result {
@@ -180,17 +173,22 @@ fn target(system: &System, store: &Store, path: &Path, mounted: bool) -> Target 
 fn table(status: &Status) -> String {
     let mut lines = Vec::new();
     lines.push(match &status.ram {
-        Some(ram) => format!(
-            "RAM: {} of {} used, {} of {} inodes",
-            ByteSize(ram.used_bytes),
-            ByteSize(ram.size_bytes),
-            ram.used_inodes,
-            ram.size_inodes
+        Some(Ram { fill, .. }) => format!(
+            "RAM: {} of {} used, {} of {} inodes ({} % full)",
+            ByteSize(fill.used_bytes),
+            ByteSize(fill.size_bytes),
+            fill.used_inodes,
+            fill.size_inodes,
+            fill.percent()
         ),
         None if status.active => "RAM: nothing is mounted".to_owned(),
         None if status.live => "RAM: the hook was not active in this boot".to_owned(),
         None => "RAM: this system is not running".to_owned(),
     });
+    if let Some(room) = status.ram.as_ref().and_then(|ram| ram.last.as_ref()) {
+        let actions: Vec<_> = room.actions.iter().map(ToString::to_string).collect();
+        lines.push(format!("RAM was {} % full: {}", room.fill.percent(), actions.join(", ")));
+    }
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_header(["TARGET", "STATE", "UNSAVED", "PENDING", "WRITTEN", "LAST"]);

@@ -10,12 +10,12 @@ use ephemeral_overlay::token::Token;
 use super::leaders;
 use crate::chain::{FrameCache, Recorded};
 use crate::conflict;
-use crate::entry::Node;
+use crate::entry::Kind;
 use crate::error::{Error, Result};
 use crate::path::RelPath;
 use crate::place::{Into, Place, temporary_name};
 use crate::progress::Progress;
-use crate::scan::dir_meta;
+use crate::scan::{Object, View, dir_meta, scan};
 use crate::store::TargetStore;
 use crate::tree::{Tree, is_nothing, list};
 
@@ -62,8 +62,8 @@ pub fn unpack(store: &TargetStore, lower: &Tree, upper: &Tree, progress: &Progre
     }
     for (path, recorded) in net.entries.iter().rev() {
         let Some(node) = recorded.state.node().filter(|node| node.is_dir()) else { continue };
-        if let Some(marker) = &marker {
-            mask_temporary(lower, &place, path, node, marker.next_token)?;
+        if let Some(marker) = marker.as_ref().filter(|_| !node.is_opaque()) {
+            mask_temporary(lower, &place, path, marker.next_token)?;
         }
         if only_metadata.contains(path) {
             place.finish_dir(path, &dir_meta(lower, path)?, false)?;
@@ -74,16 +74,39 @@ pub fn unpack(store: &TargetStore, lower: &Tree, upper: &Tree, progress: &Progre
     Ok(())
 }
 
-/// Hides the temporary files that a cut left in a directory of lower.
-fn mask_temporary(lower: &Tree, place: &Place, path: &RelPath, node: &Node, token: Token) -> Result<()> {
+/// Hides the temporary files that a merge which failed left in lower from the overlay that had been merged: its upper
+/// masks everything else that the merge touched. The times of the directories stay.
+///
+/// # Errors
+/// When one of the two directories cannot be looked at, or upper not be written to.
+pub fn hide_unfinished(store: &TargetStore, lower: &Tree, upper: &Tree) -> Result<()> {
+    let Some(marker) = store.marker()? else { return Ok(()) };
+    let place = Place::new(upper, Into::Upper, Token::random().at("getrandom", upper.path())?);
+    let mut hidden: Option<RelPath> = None;
+    for found in scan(upper, View::Upper)? {
+        let Object::Other(Kind::Dir { opaque }, meta) = &found.object else { continue };
+        // Nothing of lower shows through below.
+        if hidden.as_ref().is_some_and(|above| found.path.is_below(above)) {
+            continue;
+        }
+        if *opaque {
+            hidden = Some(found.path);
+        } else if mask_temporary(lower, &place, &found.path, marker.next_token)? > 0 {
+            place.finish_dir(&found.path, meta, false)?;
+        }
+    }
+    Ok(())
+}
+
+/// Hides the temporary files that a cut left in a directory of lower; returns how many.
+fn mask_temporary(lower: &Tree, place: &Place, path: &RelPath, token: Token) -> Result<usize> {
     let dir = match lower.open_dir(path) {
-        Err(error) if is_nothing(error.errno()) => return Ok(()),
+        Err(error) if is_nothing(error.errno()) => return Ok(0),
         other => other?,
     };
-    if node.is_opaque() {
-        return Ok(());
-    }
     let (names, ours) = (list(dir.as_fd(), &lower.show(path))?, temporary_name(token));
     let unfinished = names.iter().filter(|name| name.as_bytes().starts_with(ours.as_bytes()));
-    unfinished.into_iter().try_for_each(|name| place.whiteout(&path.child(name)))
+    let paths: Vec<_> = unfinished.map(|name| path.child(name)).collect();
+    paths.iter().try_for_each(|path| place.whiteout(path))?;
+    Ok(paths.len())
 }
