@@ -12,6 +12,8 @@ use crate::world::World;
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("utmp_tells_of_the_last_logout", utmp_tells_of_the_last_logout),
     ("a_display_that_closes_is_a_logout", a_display_that_closes_is_a_logout),
+    ("a_logout_may_release_what_is_in_ram", a_logout_may_release_what_is_in_ram),
+    ("targets_may_be_in_ram_for_logins_only", targets_may_be_in_ram_for_logins_only),
 ];
 
 /// Places of their own for what tells of sessions: those of the machine that the tests run on are none of ours.
@@ -21,7 +23,13 @@ mkdir -p -m 1777 /tmp/.X11-unix && mount -t tmpfs -o mode=1777 tmpfs /tmp/.X11-u
 
 /// A system that saves nothing by the clock, and a daemon that sees sessions of its own.
 fn started() -> (World, Daemon) {
-    let world = running(&CONFIG.replace("300ms", "1h").replace("\"/tmp\" = false", "\"/tmp\" = \"64M\""));
+    started_with("")
+}
+
+/// The same, with more in its configuration.
+fn started_with(more: &str) -> (World, Daemon) {
+    let config = CONFIG.replace("300ms", "1h").replace("\"/tmp\" = false", "\"/tmp\" = \"64M\"");
+    let world = running(&format!("{config}{more}"));
     let syncd = world.syncd_command(&["run"]);
     let mut command = Command::new("unshare");
     command.args(["--mount", "--net", "--propagation", "private", "sh", "-c", OWN, "sh"]);
@@ -81,4 +89,53 @@ fn a_display_that_closes_is_a_logout() {
     assert!(daemon.text().contains("checkpoint: the last logout"), "{}", daemon.text());
     until("what nothing uses was not cleaned", || !world.at("tmp/unused").exists());
     assert!(world.at("tmp/used").exists());
+}
+
+/// Somebody logs in, does something, and logs out.
+fn log_in_and_out(daemon: &Daemon, act: impl FnOnce()) {
+    let mut display = beside(daemon, &["Xvfb", ":4711"]);
+    daemon.hears("STATUS=1 user logged in");
+    act();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&display), Signal::TERM).unwrap();
+    display.wait().unwrap();
+    daemon.hears("STATUS=0 users logged in");
+}
+
+/// Whether an overlay is on `/etc` where the daemon is.
+fn is_in_ram(daemon: &Daemon, world: &World) -> bool {
+    let mounts = fs::read_to_string(format!("/proc/{}/mounts", daemon.process())).unwrap();
+    let etc = world.at("etc").display().to_string();
+    mounts.lines().any(|line| line.split(' ').nth(1) == Some(&etc) && line.split(' ').nth(2) == Some("overlay"))
+}
+
+/// The file on disk, whatever lies over it where the tests are.
+fn on_disk(world: &World) -> Option<String> {
+    fs::read_to_string(world.run.join("lower/etc/file")).ok()
+}
+
+fn a_logout_may_release_what_is_in_ram() {
+    let (world, daemon) = started_with("checkpoint.on_logout = 'release'\n");
+    log_in_and_out(&daemon, || fs::write(inside(&daemon, &world), "text").unwrap());
+    until("it was not released", || on_disk(&world).as_deref() == Some("text"));
+    until("it is not in RAM anew", || is_in_ram(&daemon, &world));
+    assert!(world.checkpoints().is_empty(), "{}", daemon.text());
+}
+
+fn targets_may_be_in_ram_for_logins_only() {
+    let (world, daemon) = started_with("overlay.activate = 'login'\n");
+    assert!(!is_in_ram(&daemon, &world), "{}", daemon.text());
+    log_in_and_out(&daemon, || {
+        until("it is not in RAM", || is_in_ram(&daemon, &world));
+        fs::write(inside(&daemon, &world), "text").unwrap();
+        assert_eq!(on_disk(&world), None);
+    });
+    until("it was not released", || !is_in_ram(&daemon, &world));
+    assert_eq!(fs::read_to_string(inside(&daemon, &world)).unwrap(), "text");
+    assert!(world.checkpoints().is_empty(), "{}", daemon.text());
+}
+
+/// A file of `/etc`, as the daemon's namespace has it.
+fn inside(daemon: &Daemon, world: &World) -> std::path::PathBuf {
+    let etc = world.at("etc/file");
+    std::path::PathBuf::from(format!("/proc/{}/root", daemon.process())).join(etc.strip_prefix("/").unwrap())
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use bytesize::ByteSize;
 use ephemeral_overlay::CHECKPOINT_FORMAT;
+use ephemeral_overlay::state::BootState;
 use syncd::checkpoint::{ChangeKind, CheckpointOptions, CheckpointStats, own_log, take};
 use syncd::path::RelPath;
 use syncd::store::Store;
@@ -52,8 +53,13 @@ pub(crate) fn take_all(
     mut say: impl FnMut(&TargetReport),
 ) -> Vec<TargetReport> {
     let store = open_store(system, targets, shown.dry_run).map_err(|error| format!("{error:#}"));
+    // Whoever had the store until now may have released something.
+    let is_there = |target: &&PathBuf| {
+        let boot = BootState::read(&system.layout.boot_state());
+        boot.map_or(true, |boot| boot.is_none_or(|boot| boot.target(target).is_some()))
+    };
     let mut reports = Vec::new();
-    for target in targets {
+    for target in targets.iter().filter(is_there) {
         let own_log = own_log(target, &system.config.log.file);
         let taken = store.as_ref().map_err(Clone::clone).and_then(|store| {
             one(system, store, target, shown.dry_run, own_log)

@@ -1,11 +1,12 @@
 //! `syncd run`: the daemon. It saves what is in RAM at the last logout, at intervals, before a suspend, when it is asked
-//! to, and when it ends; and it cleans the tmpfs folders.
+//! to, and when it ends; it sees to it that there is room in RAM, and cleans the tmpfs folders.
 //!
 //! Threads of their own wait for signals and for sessions; all that is done is done here, one thing after the other. A
 //! checkpoint never holds anything in a target open longer than it lasts, nor does the log.
 
 mod cleaning;
 pub(super) mod log;
+mod ram;
 mod watchdog;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use cleaning::Cleaner;
-use ephemeral_overlay::config::OnLogout;
+use ram::Pressure;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
@@ -58,6 +59,7 @@ struct Daemon {
     /// What is to be kept is known only from a configuration that is valid.
     is_config_valid: bool,
     cleaner: Cleaner,
+    pressure: Pressure,
     watchdog: Watchdog,
 }
 
@@ -75,6 +77,7 @@ pub(crate) fn run(system: System) -> anyhow::Result<Outcome> {
         delay: sessions.delay_sleep(),
         is_config_valid: system.config_error.is_none(),
         cleaner: Cleaner::new(&system),
+        pressure: Pressure::none(),
         system,
         events,
         sender,
@@ -102,6 +105,7 @@ impl Daemon {
         loop {
             self.find_sessions_again();
             self.save_what_is_due();
+            self.make_room();
             if self.is_config_valid {
                 let _busy = self.watchdog.busy();
                 self.cleaner.clean_what_is_due(&self.system);
@@ -127,11 +131,9 @@ impl Daemon {
 
     fn next_deadline(&self) -> Instant {
         let config = &self.system.config.checkpoint;
-        // Somebody may bring something into RAM when nothing is.
-        let look = Instant::now() + config.interval;
         let save = self.schedule.next(config).filter(|_| config.snapshot);
         let clean = Some(self.cleaner.next(&self.system)).filter(|_| self.is_config_valid);
-        [save, clean, self.find].into_iter().flatten().fold(look, Instant::min)
+        [save, clean, self.find].into_iter().flatten().fold(self.pressure.next(), Instant::min)
     }
 
     fn is_saving_at_intervals(&self) -> bool {
@@ -168,7 +170,10 @@ impl Daemon {
     fn look_at_sessions(&mut self) {
         match self.sessions.look() {
             Turn::None => {}
-            Turn::FirstLogin => tracing::info!("the first login"),
+            Turn::FirstLogin => {
+                tracing::info!("the first login");
+                self.at_the_first_login();
+            }
             Turn::LastLogout => self.after_the_last_logout(),
         }
         let state = self.sessions.count().map_or("nobody knows who is logged in".to_owned(), |count| {
@@ -177,15 +182,6 @@ impl Daemon {
         if state != self.state {
             self.say_state(&[NotifyState::Status(&state)]);
             self.state = state;
-        }
-    }
-
-    fn after_the_last_logout(&mut self) {
-        match self.system.config.checkpoint.on_logout {
-            OnLogout::Checkpoint | OnLogout::Release => drop(self.save("the last logout")),
-        }
-        if self.is_config_valid {
-            self.cleaner.clean_what_is_unused(&self.system);
         }
     }
 
