@@ -276,7 +276,7 @@ fn a_tree_deeper_than_any_limit_goes() {
         let words: Vec<_> = command.get_args().map(OsStr::to_owned).collect();
         let program = command.get_program().to_owned();
         command = Command::new("sh");
-        command.args(["-c", r#"ulimit -n 128 && ulimit -s 256 && exec "$0" "$@""#]).arg(program).args(words);
+        command.args(["-c", r#"ulimit -n 128 && ulimit -s 512 && exec "$0" "$@""#]).arg(program).args(words);
         command.output().unwrap()
     };
     expect(&clean(), 0);

@@ -116,7 +116,7 @@ pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-pub(crate) fn running(config: &str) -> World {
+fn running(config: &str) -> World {
     let world = World::new(config);
     fs::create_dir_all(world.at("var/log")).unwrap();
     world.boot();

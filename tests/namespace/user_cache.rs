@@ -175,6 +175,10 @@ fn fill(cache: &Path) -> Snapshot {
 fn mounts(path: &Path) -> Vec<Mount> {
     let mut mounts = mountinfo::parse(&fs::read("/proc/self/mountinfo").unwrap());
     mounts.retain(|mount| mount.mount_point.starts_with(path));
+    for mount in &mut mounts {
+        // What was taken away and put back has another number.
+        (mount.id, mount.parent) = (0, 0);
+    }
     mounts
 }
 

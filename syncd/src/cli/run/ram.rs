@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use ephemeral_overlay::config::{Activate, OnLogout};
-use ephemeral_overlay::state;
 use syncd::progress::Progress;
 use syncd::room::{self, Action, Fill};
 use syncd::system::System;
@@ -93,8 +92,9 @@ impl Daemon {
     /// Does something that one at a time may do.
     fn change(&self, what: &str, act: impl FnOnce(&System) -> anyhow::Result<Outcome>) {
         let done = (|| {
-            let _state = state::lock(self.system.layout.run_dir())?;
-            act(&self.system.now()?)
+            let mut system = self.system.now()?;
+            let _state = system.lock()?;
+            act(&system)
         })();
         if let Err(error) = done {
             tracing::error!("{what}: {error:#}");
