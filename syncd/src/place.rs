@@ -163,7 +163,7 @@ impl<'a> Place<'a> {
         });
         if made.is_err() {
             // The error that led here is the one to report; what stays is swept by a redo.
-            let _swept = unlink_any(parent, name, &shown);
+            let _swept = unprotected(parent, path, &shown, || unlink_any(parent, name, &shown));
         }
         made
     }

@@ -149,13 +149,19 @@ fn attributes_that_cannot_be_are_left() {
         ("no capability", attribute(plain(), "security.capability")),
         ("too long", attribute(plain(), &format!("user.{}", "n".repeat(300)))),
     ];
-    for (what, state) in bad {
+    for ((what, state), replaces) in bad.iter().flat_map(|bad| [(bad, false), (bad, true)]) {
         let scratch = populated();
-        let forge = full().frame(b"upper").change(b"bad", state, None).change(b"good", sample::file(b"upper", 0), None);
-        let stats = merged(&scratch, &forge, Winner::Ram);
+        if replaces {
+            fs::write(scratch.at("lower/bad"), "lower").unwrap();
+        }
+        let bad = full().frame(b"upper").change(b"bad", state.clone(), None);
+        let stats = merged(&scratch, &bad.change(b"good", sample::file(b"upper", 0), None), Winner::Ram);
         assert_eq!(stats.left.len(), 1, "{what}: {:?}", stats.left);
         assert!(stats.set_aside.is_some(), "{what}: the only place that has it is gone");
         assert_eq!(fs::read(scratch.at("lower/good")).unwrap(), b"upper", "{what}");
+        let mut names = fs::read_dir(scratch.at("lower")).unwrap().map(|entry| entry.unwrap().file_name());
+        let is_ours = |name: std::ffi::OsString| name.as_encoded_bytes().starts_with(b".ephemeral-overlay");
+        assert!(!names.any(is_ours), "{what}: something unfinished is left in lower");
     }
 }
 
