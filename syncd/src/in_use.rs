@@ -19,7 +19,7 @@ use ephemeral_overlay::error::{At, SystemError};
 use ephemeral_overlay::mountinfo::Mount;
 use rustix::io::Errno;
 
-use crate::namespaces::{self, View, directory, unless_gone};
+use crate::namespaces::{self, View, descriptors, directory, unless_gone};
 
 /// The bits of `flags:` in fdinfo that tell how a file is open, and what they are when it is only read.
 const O_ACCMODE: u32 = 3;
@@ -145,21 +145,14 @@ impl Place {
 
     fn descriptors(&self, process: u32) -> Result<Vec<User>, SystemError> {
         let mut users = Vec::new();
-        let descriptors = directory(process).join("fd");
-        let Some(entries) = unless_gone(fs::read_dir(&descriptors), "getdents64", &descriptors)? else {
-            return Ok(users);
-        };
-        // One that was closed since is no use; so is all that a process has which ended.
-        for name in entries.flatten().map(|entry| entry.file_name()) {
-            let link = descriptors.join(&name);
-            let Ok(path) = fs::read_link(&link) else { continue };
+        for (link, path) in descriptors(process)? {
             if !self.holds(&link, &path) {
                 continue;
             }
             // What is opened relative to a directory is opened below the overlay.
             if fs::metadata(&link).is_ok_and(|found| found.is_dir()) {
                 users.push(User::new(process, &path, "open"));
-            } else if is_open_for_writing(process, &name)? {
+            } else if is_open_for_writing(process, &link)? {
                 users.push(User::new(process, &path, "open for writing"));
             }
         }
@@ -241,8 +234,8 @@ fn is_same_mount(a: &Mount, b: &Mount) -> bool {
     (&a.device, &a.root, &a.mount_point) == (&b.device, &b.root, &b.mount_point)
 }
 
-fn is_open_for_writing(process: u32, descriptor: &OsStr) -> Result<bool, SystemError> {
-    let path = directory(process).join("fdinfo").join(descriptor);
+fn is_open_for_writing(process: u32, link: &Path) -> Result<bool, SystemError> {
+    let path = directory(process).join("fdinfo").join(link.file_name().unwrap_or_default());
     let text = match fs::read_to_string(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         other => other.at("read", &path)?,

@@ -73,6 +73,17 @@ pub fn processes() -> Result<Vec<u32>, SystemError> {
     Ok(all)
 }
 
+/// The open descriptors of a process, each with where it leads; none for one that ended. What was closed since is no use.
+///
+/// # Errors
+/// When they cannot be listed.
+pub(crate) fn descriptors(process: u32) -> Result<Vec<(PathBuf, PathBuf)>, SystemError> {
+    let path = directory(process).join("fd");
+    let Some(entries) = unless_gone(fs::read_dir(&path), "getdents64", &path)? else { return Ok(Vec::new()) };
+    let links = entries.flatten().map(|entry| entry.path());
+    Ok(links.filter_map(|link| Some((link.clone(), fs::read_link(link).ok()?))).collect())
+}
+
 /// The directory of a process.
 pub(crate) fn directory(process: u32) -> PathBuf {
     Path::new("/proc").join(process.to_string())

@@ -6,13 +6,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use ephemeral_overlay::mountinfo::{self, Mount};
 use ephemeral_overlay::state::BootState;
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
 use test_support::mapped::Mapping;
 use test_support::snapshot;
 
-use crate::tools::{self, text};
+use crate::tools::{self, is_overlay, mounts_on, text};
 use crate::world::{Disk, Fs, World, expect};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -98,17 +97,6 @@ impl Late {
         };
         names.filter(|name| name.as_ref().unwrap().path().extension().is_some_and(|kind| kind == "ckpt")).count()
     }
-}
-
-/// The mounts on a path, lowest first.
-fn mounts_on(path: &Path) -> Vec<Mount> {
-    let mut mounts = mountinfo::parse(&fs::read("/proc/self/mountinfo").unwrap());
-    mounts.retain(|mount| mount.mount_point == path);
-    mounts
-}
-
-fn is_overlay(path: &Path) -> bool {
-    mounts_on(path).last().is_some_and(|mount| mount.fs_type == "overlay")
 }
 
 fn deferred(late: &Late) -> Vec<PathBuf> {

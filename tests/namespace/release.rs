@@ -7,16 +7,14 @@ mod room;
 mod trouble;
 
 use std::fs;
-use std::path::Path;
 
-use ephemeral_overlay::mountinfo::{self, Mount};
 use ephemeral_overlay::state::BootState;
 use rustix::fs::statvfs;
 use rustix::mount::{UnmountFlags, unmount};
 use test_support::snapshot;
 
 use crate::sweep::three_checkpoints;
-use crate::tools::text;
+use crate::tools::{is_overlay, mounts_on, text};
 use crate::world::{ETC, World, expect};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -40,17 +38,6 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 
 /// The tests that must run alone, because they copy the mount table.
 pub(crate) const ALONE: &[&str] = &holders::ALONE;
-
-/// The mounts on a path, lowest first.
-fn mounts_on(path: &Path) -> Vec<Mount> {
-    let mut mounts = mountinfo::parse(&fs::read("/proc/self/mountinfo").unwrap());
-    mounts.retain(|mount| mount.mount_point == path);
-    mounts
-}
-
-fn is_overlay(path: &Path) -> bool {
-    mounts_on(path).last().is_some_and(|mount| mount.fs_type == "overlay")
-}
 
 fn boot_state(world: &World) -> BootState {
     BootState::read(&world.run.join("boot.json")).unwrap().expect("there is no boot.json")

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+use ephemeral_overlay::mountinfo::{self, Mount};
 use test_support::private;
 
 /// Puts the whole process into a mount namespace of its own, and sees that the tests can run in it.
@@ -64,4 +65,16 @@ pub(crate) fn text(output: &Output) -> String {
 /// The exit status; a program that was killed has none.
 pub(crate) fn code(output: &Output) -> i32 {
     output.status.code().unwrap_or_else(|| panic!("killed: {}", text(output)))
+}
+
+/// The mounts on a path, lowest first.
+pub(crate) fn mounts_on(path: &Path) -> Vec<Mount> {
+    let mut mounts = mountinfo::parse(&fs::read("/proc/self/mountinfo").unwrap());
+    mounts.retain(|mount| mount.mount_point == path);
+    mounts
+}
+
+/// Whether what is seen at a path is an overlay.
+pub(crate) fn is_overlay(path: &Path) -> bool {
+    mounts_on(path).last().is_some_and(|mount| mount.fs_type == "overlay")
 }

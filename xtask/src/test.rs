@@ -7,6 +7,17 @@ use anyhow::{Context, Result, bail};
 use crate::say::say;
 use crate::{build, crash, packages};
 
+/// What makes the tests thorough.
+const FULL: [(&str, &str); 7] = [
+    ("BOOTS", "full"),
+    ("ERRORS", "full"),
+    ("KILLS", "full"),
+    ("RELEASE", "full"),
+    ("HOSTILE_SECONDS", "600"),
+    ("LIVE_OPERATIONS", "100000"),
+    ("DAY_CHECKPOINTS", "300"),
+];
+
 /// Runs all tests, and the power cuts of `cargo xtask crash` in a small choice; a tier that could not run is a failure,
 /// not a note.
 pub(crate) fn run(full: bool, args: &[String]) -> Result<ExitCode> {
@@ -18,8 +29,8 @@ pub(crate) fn run(full: bool, args: &[String]) -> Result<ExitCode> {
         say("the virtual machines are left out: their kernels and systems are Debian's, for x86_64");
     }
     let tiers = if boots { "namespace,qemu" } else { "namespace" };
-    let how_much = if full { "full" } else { "some" };
-    let variables = [("REQUIRE_TIERS", tiers), ("BOOTS", how_much), ("ERRORS", how_much)];
+    let mut variables = vec![("REQUIRE_TIERS", tiers)];
+    variables.extend(if full { &FULL[..] } else { &[("BOOTS", "some")] });
     let done = cargo_test(&[&["--workspace".to_owned()], args].concat(), &variables)?;
     // Last, as it leaves us in a mount namespace of our own.
     if done == ExitCode::SUCCESS && args.is_empty() { crash::sample() } else { Ok(done) }

@@ -15,7 +15,7 @@ use ephemeral_overlay::mountinfo::Mount;
 use rustix::fs::{AtFlags, CWD, StatxFlags, makedev, statx};
 
 use super::{Search, User, each_process, is_open_for_writing};
-use crate::namespaces::{self, View, directory, unless_gone};
+use crate::namespaces::{self, View, descriptors, directory, unless_gone};
 
 /// Everybody who uses the overlay on `target`, this process included; nobody where none is mounted.
 ///
@@ -94,14 +94,7 @@ impl Overlay {
         held: &mut BTreeSet<u64>,
     ) -> Result<Vec<User>, SystemError> {
         let mut users = Vec::new();
-        let descriptors = directory(process).join("fd");
-        let Some(entries) = unless_gone(fs::read_dir(&descriptors), "getdents64", &descriptors)? else {
-            return Ok(users);
-        };
-        // One that was closed since is no use; so is all that a process has which ended.
-        for name in entries.flatten().map(|entry| entry.file_name()) {
-            let link = descriptors.join(&name);
-            let Ok(path) = fs::read_link(&link) else { continue };
+        for (link, path) in descriptors(process)? {
             let text = path.to_string_lossy();
             let socket = text.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')?.parse().ok());
             if let Some(inode) = socket {
@@ -114,12 +107,12 @@ impl Overlay {
                     users.push(User::new(process, path, "bound as a socket"));
                 }
             } else if text.starts_with("anon_inode:") {
-                if text.contains("notify") && self.is_watched_by(process, &name)? {
+                if text.contains("notify") && self.is_watched_by(process, &link)? {
                     users.push(User::new(process, &self.target, "watched (inotify, fanotify)"));
                 }
             } else if self.has(&link) {
                 let is_file = fs::metadata(&link).is_ok_and(|found| found.is_file());
-                let how = if is_file && is_open_for_writing(process, &name)? { "open for writing" } else { "open" };
+                let how = if is_file && is_open_for_writing(process, &link)? { "open for writing" } else { "open" };
                 users.push(User::new(process, &path, how));
             }
         }
@@ -128,8 +121,8 @@ impl Overlay {
 
     /// Whether a descriptor of inotify(7) or fanotify(7) has a mark on the overlay: an unmount takes it away without an
     /// error.
-    fn is_watched_by(&self, process: u32, descriptor: &OsStr) -> Result<bool, SystemError> {
-        let path = directory(process).join("fdinfo").join(descriptor);
+    fn is_watched_by(&self, process: u32, link: &Path) -> Result<bool, SystemError> {
+        let path = directory(process).join("fdinfo").join(link.file_name().unwrap_or_default());
         let Some(text) = unless_gone(fs::read_to_string(&path), "read", &path)? else { return Ok(false) };
         Ok(text.lines().any(|line| {
             // inotify wd:1 ino:2a sdev:2d mask:100 ignored_mask:0; fanotify mnt_id:1c mflags:0 ...
