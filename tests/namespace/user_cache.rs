@@ -34,15 +34,16 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("accounts_are_left_alone", accounts_are_left_alone),
     ("nothing_is_unmounted_that_is_in_use", nothing_is_unmounted_that_is_in_use),
     ("a_cache_that_is_moved_meanwhile_is_not_covered", race::a_cache_that_is_moved_meanwhile_is_not_covered),
-    (ALONE, race::a_cache_that_is_moved_with_its_mount_is_the_only_one),
+    (ALONE[0], race::a_cache_that_is_moved_with_its_mount_is_the_only_one),
     ("a_folder_that_is_exchanged_meanwhile_is_given_back", race::a_folder_that_is_exchanged_meanwhile_is_given_back),
     ("a_folder_that_is_exchanged_during_its_copy_is_left", race::a_folder_that_is_exchanged_during_its_copy_is_left),
     ("a_file_that_is_changed_during_its_copy_is_left", race::a_file_that_is_changed_during_its_copy_is_left),
-    ("a_hostile_user_reaches_nothing", hostile::a_hostile_user_reaches_nothing),
+    (ALONE[1], hostile::a_hostile_user_reaches_nothing),
 ];
 
-/// It copies the mount table.
-pub(crate) const ALONE: &str = "a_cache_that_is_moved_with_its_mount_is_the_only_one";
+/// They copy the mount table.
+pub(crate) const ALONE: [&str; 2] =
+    ["a_cache_that_is_moved_with_its_mount_is_the_only_one", "a_hostile_user_reaches_nothing"];
 
 const CONFIG: &str = "overlay.dirs = []\n\
     tmpfs = { '/tmp' = false, '/var/tmp' = false, '/var/cache' = false, user_cache = '8M' }\n\

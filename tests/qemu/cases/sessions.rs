@@ -3,7 +3,10 @@
 use super::Case;
 use crate::machine::{Boot, Machine, Setup};
 
-pub(crate) const CASES: &[(&str, Case)] = &[("the_last_logout_and_a_suspend_save_what_is_in_ram", logout_and_suspend)];
+pub(crate) const CASES: &[(&str, Case)] = &[
+    ("the_last_logout_and_a_suspend_save_what_is_in_ram", logout_and_suspend),
+    ("a_shutdown_after_a_release_leaves_nothing_pending", shutdown_after_a_release),
+];
 
 /// Nothing is saved by the clock.
 const CONFIG: (&str, &str) =
@@ -78,4 +81,29 @@ fn logout_and_suspend(on: Setup) {
     }
     console
         .expect(console.file("/etc/late-1001").as_deref() == Some("late"), "it was saved before the logout was over");
+}
+
+/// A target that nothing uses is released, so that its next overlay lies on a cover; `/etc`, which systemd itself watches,
+/// is not. To systemd a shutdown is one as any other.
+fn shutdown_after_a_release(on: Setup) {
+    let config = format!("{}[overlay]\ndirs = [\"/etc\", \"/var/log\", \"/srv/data\"]\n", CONFIG.1);
+    let files = [(CONFIG.0, config.as_str()), ("/srv/data/first", "disk\n")];
+    let mut machine = Machine::new(on, "release", &files);
+    let script = "\
+        write /srv/data/first ram\nrun syncd release /srv/data\n\
+        write /srv/data/second ram\nwrite /etc/new ram\nrun syncd release /etc\n\
+        mounts\nsh systemctl --failed --no-legend | wc -l\nshutdown";
+    let console = machine.boot(Boot::default(), script);
+    console.expect(console.exits() == ["0", "3", "0"], "a release went wrong, or one of what is in use went through");
+    console.expect(console.says("/etc: not released:"), "nobody was named");
+    super::expect_overlays(&console);
+    let mounts = console.mounts("/srv/data");
+    console.expect(mounts.len() == 2 && mounts[1].starts_with("overlay "), &format!("no cover: {mounts:?}"));
+    let disk = machine.disk();
+    for path in ["/srv/data/first", "/srv/data/second", "/etc/new"] {
+        console.expect(disk.file(path).as_deref() == Some("ram"), &format!("{path} is not on the disk"));
+    }
+    for target in ["/etc", "/var/log", "/srv/data"] {
+        console.expect(disk.checkpoints(target).is_empty(), &format!("{target}: something is pending"));
+    }
 }
