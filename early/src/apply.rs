@@ -171,7 +171,13 @@ impl Executor<'_> {
         let at = self.layout.lower(target);
         create_dir(&at)?;
         if sys::is_mounted(&at) {
-            // Of a time in this boot when the target was in RAM before.
+            // Of a time in this boot when the target was in RAM before. A bind made anew, of a mount that is shared by now,
+            // would pass the overlay on to its copies in other namespaces (measured on systemd 257).
+            let identity = |dir: BorrowedFd<'_>| fstat(dir).map(|stat| (stat.st_dev, stat.st_ino));
+            if identity(open_host_dir(&at)?.as_fd()) == identity(dir.as_fd()) {
+                self.bound.insert(target.to_path_buf());
+                return Ok(());
+            }
             sys::detach(&at);
         }
         let handle = Handle::of(dir.as_fd());

@@ -5,7 +5,7 @@ use crate::machine::{Boot, Machine, Setup};
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("the_last_logout_and_a_suspend_save_what_is_in_ram", logout_and_suspend),
-    ("a_shutdown_after_a_release_leaves_nothing_pending", shutdown_after_a_release),
+    ("a_shutdown_after_releases_leaves_nothing_pending", shutdown_after_releases),
 ];
 
 /// Nothing is saved by the clock.
@@ -83,24 +83,26 @@ fn logout_and_suspend(on: Setup) {
         .expect(console.file("/etc/late-1001").as_deref() == Some("late"), "it was saved before the logout was over");
 }
 
-/// A target that nothing uses is released, so that its next overlay lies on a cover; `/etc`, which systemd itself watches,
-/// is not. To systemd a shutdown is one as any other.
-fn shutdown_after_a_release(on: Setup) {
+/// A target that nothing uses is released twice, so that the second overlay lies on a cover; `/etc`, which systemd itself
+/// watches, is not. To systemd a shutdown is one as any other.
+fn shutdown_after_releases(on: Setup) {
     let config = format!("{}[overlay]\ndirs = [\"/etc\", \"/var/log\", \"/srv/data\"]\n", CONFIG.1);
     let files = [(CONFIG.0, config.as_str()), ("/srv/data/first", "disk\n")];
-    let mut machine = Machine::new(on, "release", &files);
+    let mut machine = Machine::new(on, "releases", &files);
     let script = "\
         write /srv/data/first ram\nrun syncd release /srv/data\n\
-        write /srv/data/second ram\nwrite /etc/new ram\nrun syncd release /etc\n\
+        write /srv/data/second ram\nrun syncd release /srv/data\n\
+        write /srv/data/third ram\nwrite /etc/new ram\nrun syncd release /etc\n\
         mounts\nsh systemctl --failed --no-legend | wc -l\nshutdown";
     let console = machine.boot(Boot::default(), script);
-    console.expect(console.exits() == ["0", "3", "0"], "a release went wrong, or one of what is in use went through");
+    console
+        .expect(console.exits() == ["0", "0", "3", "0"], "a release went wrong, or one of what is in use went through");
     console.expect(console.says("/etc: not released:"), "nobody was named");
     super::expect_overlays(&console);
     let mounts = console.mounts("/srv/data");
     console.expect(mounts.len() == 2 && mounts[1].starts_with("overlay "), &format!("no cover: {mounts:?}"));
     let disk = machine.disk();
-    for path in ["/srv/data/first", "/srv/data/second", "/etc/new"] {
+    for path in ["/srv/data/first", "/srv/data/second", "/srv/data/third", "/etc/new"] {
         console.expect(disk.file(path).as_deref() == Some("ram"), &format!("{path} is not on the disk"));
     }
     for target in ["/etc", "/var/log", "/srv/data"] {
