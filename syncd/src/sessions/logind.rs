@@ -52,6 +52,7 @@ impl Logind {
     fn follow(&self, rule: MatchRule<'_>, tell: impl Fn(Change) + Send + 'static) -> zbus::Result<()> {
         let rule = rule.into_owned();
         let messages = MessageIterator::for_match_rule(rule, &self.connection, None)?;
+        let connection = self.connection.clone();
         std::thread::spawn(move || {
             for message in messages {
                 let Ok(message) = message else { break };
@@ -63,10 +64,12 @@ impl Logind {
                         tell(if begins { Change::Sleep } else { Change::Awake });
                     }
                     // It ended, or was started again: what we hold of it (the inhibitor) is gone.
-                    Some("NameOwnerChanged") => tell(Change::Lost),
+                    Some("NameOwnerChanged") => break,
                     _ => {}
                 }
             }
+            // Ends the other thread as well: whoever finds logind again connects anew.
+            let _closed = connection.close();
             tell(Change::Lost);
         });
         Ok(())

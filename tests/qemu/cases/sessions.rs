@@ -51,6 +51,8 @@ fn logout_and_suspend(on: Setup) {
     let script = "\
         sh useradd --create-home anna; useradd --create-home bert\n\
         sh systemctl is-active ephemeral-overlay-syncd.service\n\
+        sh systemctl restart systemd-logind; sleep 8; echo threads: $(ls /proc/$(pidof syncd)/task | wc -l)\n\
+        sh systemctl restart systemd-logind; sleep 8; echo threads: $(ls /proc/$(pidof syncd)/task | wc -l)\n\
         write /etc/suspended ram\n\
         sh systemctl suspend && checkpoints 1; sleep 5\n\
         sh systemd-inhibit --list --no-legend | grep -c 'Ephemeral Overlay'\n\
@@ -64,6 +66,8 @@ fn logout_and_suspend(on: Setup) {
         sh journalctl --no-pager --output cat --unit ephemeral-overlay-syncd.service";
     let console = machine.boot_and_cut(Boot::default(), script);
     console.expect(console.says("guest: OUT active"), "the daemon does not run");
+    let threads: Vec<_> = console.lines.iter().filter_map(|line| line.strip_prefix("guest: OUT threads: ")).collect();
+    console.expect(threads.len() == 2 && threads[0] == threads[1], "each restart of logind leaves threads behind");
     let counts = console.lines.iter().filter_map(|line| line.strip_prefix("guest: OUT checkpoints: "));
     console.expect(
         counts.eq(["1", "1", "2"]),
