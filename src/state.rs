@@ -50,7 +50,7 @@ pub struct TargetState {
     // Absent in what an older `early` wrote, and ignored by an older `syncd`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pinned: Option<String>,
-    /// The read-only bind of lower that lies under the overlay since a release: its mount number.
+    /// The read-only bind of lower that lies under the overlay: its mount number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cover: Option<u64>,
 }

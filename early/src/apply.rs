@@ -24,6 +24,7 @@ use rustix::fs::{
     mkdirat, openat, renameat,
 };
 
+use crate::cover::Cover;
 use crate::plan::{Keep, Plan, Step};
 use crate::sys::{self, FileSystem, Tree};
 use crate::utab;
@@ -142,7 +143,7 @@ impl Executor<'_> {
             options: vec![("size", size.to_string()), ("nr_inodes", inodes.to_string()), ("mode", "0700".into())],
             restricted: false,
         };
-        tmpfs.mount_on(dir.as_fd(), &|_| Ok(()))?;
+        tmpfs.mount_on(&|| Ok(dir.try_clone()?), &|_| Ok(()))?;
         sys::make_private(&at).inspect_err(|_| sys::detach(&at))?;
         self.ram = true;
         Ok(())
@@ -246,7 +247,7 @@ impl Executor<'_> {
             options: vec![("size", size.to_string())],
             restricted: true,
         };
-        let root = tmpfs.mount_on(hidden.as_fd(), &|root| {
+        let root = tmpfs.mount_on(&|| Ok(hidden.try_clone()?), &|root| {
             if skeleton {
                 copy_skeleton(hidden.as_fd(), root, path)?;
             }
@@ -298,8 +299,8 @@ pub fn mount_again(layout: &Layout, target: &Path, state: &mut BootState) -> Res
     unnoted.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// Mounts an overlay on the directories that were made for it; returns `state` with it, which was noted before anybody
-/// could use the overlay: of one that nobody knows of nothing could be saved.
+/// Mounts an overlay on the directories that were made for it, and below it the cover; returns `state` with both, which was
+/// noted before anybody could use the overlay: of one that nobody knows of nothing could be saved.
 fn mount_overlay(
     layout: &Layout,
     target: &Path,
@@ -311,17 +312,30 @@ fn mount_overlay(
     let mut options = directories.map(|(key, path)| (key, path.to_string_lossy().into_owned())).to_vec();
     options.extend(overlay::OPTIONS.map(|(key, value)| (key, value.to_owned())));
     let overlay = FileSystem { fs_type: "overlay", source: "ephemeral-overlay", options, restricted: false };
+    let cover = Cover::prepare(layout, target, state)?;
     let next = RefCell::new(state.clone());
-    overlay.mount_on(layout.open_dir(target)?.as_fd(), &|root| {
+    let note_it = |root: BorrowedFd<'_>| {
         let device = fstat(root).at("fstat", target)?.st_dev;
         let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
         let mut next = next.borrow_mut();
-        let entry = TargetState::new(target, device);
+        let entry = TargetState { cover: cover.as_ref().map(|cover| cover.number), ..TargetState::new(target, device) };
         match next.entry(target) {
-            Some(known) => *known = TargetState { pinned: known.pinned.take(), cover: known.cover, ..entry },
+            Some(known) => {
+                let cover = entry.cover.or(known.cover);
+                *known = TargetState { pinned: known.pinned.take(), cover, ..entry };
+            }
             None => next.targets.push(entry),
         }
         note(&next)
+    };
+    let at = || {
+        cover.as_ref().map_or(Ok(()), |cover| cover.attach(layout, target))?;
+        Ok(layout.open_dir(target)?)
+    };
+    overlay.mount_on(&at, &note_it).inspect_err(|_| {
+        if let Some(cover) = &cover {
+            cover.remove(layout, target);
+        }
     })?;
     Ok(next.into_inner())
 }

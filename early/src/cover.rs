@@ -1,13 +1,13 @@
-//! The cover: lower's directory bound over the target itself, read-only.
+//! The cover: lower's directory bound over the target itself, read-only, below its overlay from the start.
 //!
-//! When an overlay is unmounted the target shows the disk. Whoever wrote there while a merge does would lose it to the
-//! merge, or would hold a file open that nobody sees any more. Under the cover nobody can. The next overlay is mounted on
-//! top of it, so that from then on there is no moment between the two.
+//! When the overlay is unmounted the target shows the disk. Whoever wrote there while a merge does would lose it to the
+//! merge, or would hold a file open that nobody sees any more. The cover is what one sees then, so there is no moment in
+//! which anybody could.
 
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use ephemeral_overlay::Layout;
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::layout::open_host_dir;
@@ -20,18 +20,20 @@ use crate::sys::{self, Tree};
 
 /// A cover that is not on its target yet. Everything that may fail is behind it.
 #[derive(Debug)]
-pub struct Cover(Tree);
+pub(crate) struct Cover {
+    tree: Tree,
+    /// Of its mount, as mountinfo shows it.
+    pub(crate) number: u64,
+}
 
 impl Cover {
-    /// Makes the cover of `target`, whose overlay is to be unmounted. It is noted in `state` before it is there. `None`
-    /// where it lies under the overlay since an earlier time.
+    /// Makes the cover of `target`. `None` where it has one, or where the kernel cannot tell which mount it is (before
+    /// Linux 5.8, statx(2)): a target without a cover is not released.
     ///
     /// # Errors
-    /// When it cannot be made or noted.
-    pub fn prepare(layout: &Layout, target: &Path, state: &mut BootState) -> Result<Option<Self>> {
-        let number = state.entry(target).and_then(|entry| entry.cover);
-        let mounts = mounts_on(layout, target)?;
-        if number.is_some_and(|number| mounts.iter().any(|mount| mount.id == number)) {
+    /// When it cannot be made.
+    pub(crate) fn prepare(layout: &Layout, target: &Path, state: &BootState) -> Result<Option<Self>> {
+        if has_cover(layout, target, state)? {
             return Ok(None);
         }
         let at = layout.cover(target);
@@ -42,40 +44,39 @@ impl Cover {
         let tree = sys::read_only_bind(&at, true).and_then(|()| Tree::of(open_host_dir(&at)?));
         sys::detach(&at);
         let tree = tree?;
-        let number = tree.number()?;
-        if let Some(entry) = state.entry(target) {
-            entry.cover = Some(number);
-        }
-        state.write(&layout.boot_state())?;
-        Ok(Some(Self(tree)))
-    }
-
-    /// Takes it out of `state`: it is not on `target`.
-    ///
-    /// # Errors
-    /// When that cannot be noted.
-    pub fn forget(layout: &Layout, target: &Path, state: &mut BootState) -> Result<()> {
-        if let Some(entry) = state.entry(target) {
-            entry.cover = None;
-        }
-        Ok(state.write(&layout.boot_state())?)
+        Ok(tree.number()?.map(|number| Self { tree, number }))
     }
 
     /// Puts it on `target`.
     ///
     /// # Errors
     /// Whatever `move_mount` says.
-    pub fn attach(&self, layout: &Layout, target: &Path) -> Result<()> {
-        self.0.attach(layout.open_dir(target)?.as_fd())
+    pub(crate) fn attach(&self, layout: &Layout, target: &Path) -> Result<()> {
+        self.tree.attach(layout.open_dir(target)?.as_fd())
+    }
+
+    /// Takes it away again, if it is what one sees at `target`: what was to lie on it failed.
+    pub(crate) fn remove(&self, layout: &Layout, target: &Path) {
+        if mounts_on(layout, target).is_ok_and(|mounts| mounts.last().is_some_and(|mount| mount.id == self.number)) {
+            sys::detach(&layout.below_root(target));
+        }
     }
 }
 
-/// Makes the cover that is on `target` read-only again: it may have been left to somebody, writable.
+/// Sees to it that nobody can write to the disk at `target`, which shows it. The cover that lies there may have been left
+/// to somebody, writable; a new one is noted in `state` before it is there.
 ///
 /// # Errors
-/// When somebody writes through it.
-pub fn close(layout: &Layout, target: &Path) -> Result<()> {
-    sys::read_only_bind(&layout.below_root(target), true)
+/// When it cannot be covered, or somebody writes through the cover.
+pub fn close(layout: &Layout, target: &Path, state: &mut BootState) -> Result<()> {
+    if is_covered(layout, target, state)? {
+        return sys::read_only_bind(&layout.below_root(target), true);
+    }
+    let Some(cover) = Cover::prepare(layout, target, state)? else {
+        bail!("it has no cover, which takes Linux 5.8: it is brought to the disk by the next shutdown or boot");
+    };
+    note(layout, target, state, Some(cover.number))?;
+    cover.attach(layout, target)
 }
 
 /// Takes the cover of `target` away, if it has one and nothing is mounted on that. Somebody who looks at the directory
@@ -92,7 +93,16 @@ pub fn uncover(layout: &Layout, target: &Path, state: &mut BootState) -> Result<
         Err(Errno::BUSY) => return sys::read_only_bind(&at, false),
         other => other.at("umount2", &at)?,
     }
-    Cover::forget(layout, target, state)
+    note(layout, target, state, None)
+}
+
+/// Whether a cover lies on `target`, below its overlay or not.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn has_cover(layout: &Layout, target: &Path, state: &BootState) -> Result<bool> {
+    let cover = cover_of(state, target);
+    Ok(cover.is_some() && mounts_on(layout, target)?.iter().any(|mount| Some(mount.id) == cover))
 }
 
 /// Whether what one sees at `target` is its cover.
@@ -100,9 +110,20 @@ pub fn uncover(layout: &Layout, target: &Path, state: &mut BootState) -> Result<
 /// # Errors
 /// When the mount table cannot be read.
 pub fn is_covered(layout: &Layout, target: &Path, state: &BootState) -> Result<bool> {
-    let cover = state.targets.iter().find(|entry| entry.path == target).and_then(|entry| entry.cover);
+    let cover = cover_of(state, target);
     let top = mounts_on(layout, target)?.last().map(|mount| mount.id);
     Ok(cover.is_some() && top == cover)
+}
+
+fn cover_of(state: &BootState, target: &Path) -> Option<u64> {
+    state.targets.iter().find(|entry| entry.path == target)?.cover
+}
+
+fn note(layout: &Layout, target: &Path, state: &mut BootState, cover: Option<u64>) -> Result<()> {
+    if let Some(entry) = state.entry(target) {
+        entry.cover = cover;
+    }
+    Ok(state.write(&layout.boot_state())?)
 }
 
 /// What is mounted on `target`, the topmost last.

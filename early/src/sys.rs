@@ -39,22 +39,26 @@ pub struct FileSystem<'a> {
 }
 
 impl FileSystem<'_> {
-    /// Mounts it on the directory behind `at`; `fill` puts in what must be there from the start.
-    /// Returns the root of the new mount.
+    /// Mounts it on the directory that `at` opens, as the last thing before that; `fill` puts in what must be there from
+    /// the start. Returns the root of the new mount.
     ///
     /// # Errors
-    /// Whatever the kernel or `fill` says; nothing is mounted then.
-    pub fn mount_on(&self, at: BorrowedFd<'_>, fill: &dyn Fn(BorrowedFd<'_>) -> Result<()>) -> Result<OwnedFd> {
+    /// Whatever the kernel, `at` or `fill` says; it is not mounted then.
+    pub fn mount_on(
+        &self,
+        at: &dyn Fn() -> Result<OwnedFd>,
+        fill: &dyn Fn(BorrowedFd<'_>) -> Result<()>,
+    ) -> Result<OwnedFd> {
         match self.prepare() {
             Ok(detached) => {
                 // fsmount(2) gives an O_PATH descriptor, through which nothing can be changed; the mount goes when
                 // that descriptor is closed before it is attached.
                 let root = openat(&detached, ".", ROOT, Mode::empty()).context("openat")?;
                 fill(root.as_fd())?;
-                attach(detached.as_fd(), at)?;
+                attach(detached.as_fd(), at()?.as_fd())?;
                 Ok(root)
             }
-            Err(Unprepared::NoSuchCall) => self.mount_at_once(at, fill),
+            Err(Unprepared::NoSuchCall) => self.mount_at_once(at()?.as_fd(), fill),
             Err(Unprepared::Failed(error)) => Err(error),
         }
     }
@@ -169,10 +173,12 @@ impl Tree {
         }
     }
 
-    /// The number of its mount, as mountinfo shows it.
-    pub(crate) fn number(&self) -> Result<u64> {
-        let found = statx(self.root(), "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).context("statx STATX_MNT_ID")?;
-        Ok(found.stx_mnt_id)
+    /// The number of its mount, as mountinfo shows it. `None` where the kernel does not tell, or it is no mount of its own.
+    pub(crate) fn number(&self) -> Result<Option<u64>> {
+        let Self::Detached(tree) = self else { return Ok(None) };
+        let found = statx(tree, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).context("statx STATX_MNT_ID")?;
+        let is_told = found.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+        Ok(is_told.then_some(found.stx_mnt_id))
     }
 
     /// Binds it to the directory behind `at`.

@@ -1,9 +1,8 @@
 //! Takes an overlay away from a running system, so that it can be merged, and puts it back where that fails.
 //!
-//! Nothing is unmounted that is in use, and nothing lazily. From the unmount on the target shows the disk under a cover
-//! through which nobody can write (`early::cover`): what the merge reads and replaces stays what it is. The cover lies
-//! under the next overlay, so only the first release of a boot has a moment between the two; whoever opened something in
-//! that moment is waited for, or the overlay is put back.
+//! Nothing is unmounted that is in use, and nothing lazily. From the unmount on the target shows the cover that lies under
+//! its overlay (`early::cover`), through which nobody can write: what the merge reads and replaces stays what it is. Whoever
+//! opened a directory there is waited for, or the overlay is put back.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -11,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use early::apply::mount_again;
-use early::cover::{self, Cover};
+use early::cover;
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::layout::open_host_dir;
 use ephemeral_overlay::state::BootState;
@@ -26,7 +25,7 @@ use crate::merge::hide_unfinished;
 use crate::store::TargetStore;
 use crate::tree::Tree;
 
-/// How long whoever has met the disk before it was covered is waited for.
+/// How long whoever looks at the disk is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Whether the overlay of `target` is what one sees there: not after a release that was cut, or an unmount by hand.
@@ -41,49 +40,39 @@ pub fn is_mounted(layout: &Layout, target: &Path) -> Result<bool> {
     Ok(top.is_some_and(|mount| mount.fs_type == "overlay" && mount.option("upperdir") == Some(layout.upper(target))))
 }
 
-/// Unmounts the overlay of `target`, if nothing uses it, and covers the disk; else says who does, and leaves it. The
-/// caller has locked the boot state.
+/// Unmounts the overlay of `target`, if nothing uses it, so that the disk is seen and nobody can write to it; else says who
+/// does, and leaves it. The caller has locked the boot state.
 ///
 /// # Errors
-/// When it cannot be found out, or the disk cannot be covered: then the overlay is mounted again.
+/// When it cannot be found out, or the disk not be kept from being written to: then the overlay is mounted again.
 pub fn take_down(layout: &Layout, target: &Path, state: &mut BootState, store: &TargetStore) -> Result<Option<String>> {
-    let is_mounted = is_mounted(layout, target)?;
-    if is_mounted {
-        if let Some(users) = in_use::overlay::search(layout, target)?.words() {
+    let failed = |error: anyhow::Error| Error::Mount { path: target.to_path_buf(), source: error };
+    if is_mounted(layout, target)? {
+        if !cover::has_cover(layout, target, state).map_err(failed)? {
+            return Ok(Some(
+                "no cover lies under its overlay, which takes Linux 5.8; it is merged at shutdown".to_owned(),
+            ));
+        }
+        let users = || Ok::<_, Error>(in_use::overlay::search(layout, target)?.words());
+        if let Some(users) = users()? {
             return Ok(Some(users));
+        }
+        let at = layout.below_root(target);
+        match unmount(&at, UnmountFlags::empty()) {
+            Err(Errno::BUSY) => {
+                return Ok(Some(users()?.unwrap_or_else(|| format!("umount2 {}: somebody uses it", at.display()))));
+            }
+            other => other.at("umount2", &at)?,
         }
     } else if !shows_the_disk(layout, target)? {
         return Ok(Some("something else is mounted on it".to_owned()));
     }
-    let failed = |error: anyhow::Error| Error::Mount { path: target.to_path_buf(), source: error };
-    // Before the unmount: what fails then changes nothing.
-    let cover = Cover::prepare(layout, target, state).map_err(failed)?;
-    if is_mounted {
-        let at = layout.below_root(target);
-        match unmount(&at, UnmountFlags::empty()) {
-            Err(Errno::BUSY) => {
-                if cover.is_some() {
-                    Cover::forget(layout, target, state).map_err(failed)?;
-                }
-                let users = in_use::overlay::search(layout, target)?.words();
-                return Ok(Some(users.unwrap_or_else(|| format!("umount2 {}: somebody uses it", at.display()))));
-            }
-            other => other.at("umount2", &at)?,
-        }
-    }
-    let covered = (|| {
-        match cover {
-            Some(cover) => cover.attach(layout, target),
-            None => cover::close(layout, target),
-        }
-        .map_err(failed)?;
-        wait_until_unused(layout, target)
-    })();
-    if !matches!(covered, Ok(None)) {
+    let closed = cover::close(layout, target, state).map_err(failed).and_then(|()| wait_until_unused(layout, target));
+    if !matches!(closed, Ok(None)) {
         // Where an earlier release was cut, the merge may have begun.
         put_back(layout, target, state, store)?;
     }
-    covered
+    closed
 }
 
 /// Whether what one sees at `target` is its directory on disk.

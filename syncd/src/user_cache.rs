@@ -205,7 +205,7 @@ fn assemble(staging: &Path, cache: &Cache<'_>, size: u64, kept: &[Bind], no_exec
         restricted: true,
     };
     let at = open_host_dir(staging)?;
-    let root = tmpfs.mount_on(at.as_fd(), &|root| {
+    let root = tmpfs.mount_on(&|| Ok(at.try_clone()?), &|root| {
         for (name, _) in kept {
             let at = staging.join(name);
             mkdirat(root, name, Mode::RWXU).at("mkdirat", &at)?;

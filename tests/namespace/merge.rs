@@ -325,7 +325,7 @@ fn a_full_lower_is_refused_before_the_first_write() {
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    world.merge();
+    expect(&world.syncd(&["merge"]), 0);
     snapshot::assert_same(&expected, &etc(&world), "the disk");
     crate::tools::run("umount", &["-l", world.at("persist").to_str().unwrap()]);
 }

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use early::cover;
 use early::writable::Writable;
 use ephemeral_overlay::mountinfo;
 use rustix::mount::{UnmountFlags, unmount};
@@ -97,6 +98,13 @@ fn failed(target: &Path, error: Error) -> TargetReport {
 
 /// Takes our mounts away, so that what they are on (LUKS, LVM, md) can be stopped.
 fn drop_mounts(system: &System) {
+    if let Some(mut boot) = system.boot.clone() {
+        for target in system.boot.iter().flat_map(|boot| &boot.targets) {
+            if let Err(error) = cover::uncover(&system.layout, &target.path, &mut boot) {
+                tracing::warn!("{error:#}");
+            }
+        }
+    }
     let Ok(text) = std::fs::read("/proc/self/mountinfo") else { return };
     for mount in mountinfo::parse(&text).iter().rev() {
         let ours = mount.mount_point.starts_with(system.layout.run_dir());

@@ -143,7 +143,7 @@ pub(super) fn another_namespace_is_named() {
 pub(super) fn a_copy_that_follows_is_no_reason() {
     let world = running();
     let etc = world.at("etc");
-    tools::run("mount", &["--make-shared", world.disk().path().to_str().unwrap()]);
+    tools::run("mount", &["--make-rshared", world.disk().path().to_str().unwrap()]);
     // As a service has it that is in a sandbox of its own.
     let slave = ["unshare", "-m", "--propagation", "slave", "sh", "-c"];
     let child = user_of(&etc, "exec 3<$1/file; echo ready; read line", &slave);
