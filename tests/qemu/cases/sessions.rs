@@ -87,8 +87,8 @@ fn logout_and_suspend(on: Setup) {
         .expect(console.file("/etc/late-1001").as_deref() == Some("late"), "it was saved before the logout was over");
 }
 
-/// A target that nothing uses is released twice, so that the second overlay lies on a cover; `/etc`, which systemd itself
-/// watches, is not. To systemd a shutdown is one as any other.
+/// A target that nothing uses is released twice; `/etc`, which systemd itself watches, is not. To systemd a shutdown is one
+/// as any other.
 fn shutdown_after_releases(on: Setup) {
     let config = format!("{}[overlay]\ndirs = [\"/etc\", \"/var/log\", \"/srv/data\"]\n", CONFIG.1);
     let files = [(CONFIG.0, config.as_str()), ("/srv/data/first", "disk\n")];
