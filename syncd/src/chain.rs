@@ -1,6 +1,7 @@
 //! A target's checkpoints since its last merge, and their pure composition into one net state.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::iter::Peekable;
 use std::path::Path;
 
 use ephemeral_overlay::token::Token;
@@ -87,17 +88,23 @@ impl Net {
     /// # Errors
     /// When it does not.
     pub fn check(&self) -> Result<()> {
+        // Those above the path that is looked at: a subtree is contiguous.
+        let mut directories: Vec<&RelPath> = Vec::new();
         for (path, recorded) in &self.entries {
             let wrong = |what| Err(Error::Inconsistent { seq: recorded.seq, path: path.clone(), what });
-            let Some(parent) = path.parent() else {
-                if !recorded.state.node().is_some_and(super::entry::Node::is_dir) {
+            let is_dir = recorded.state.node().is_some_and(super::entry::Node::is_dir);
+            while directories.last().is_some_and(|above| !path.is_below(above)) {
+                directories.pop();
+            }
+            if path.is_root() {
+                if !is_dir {
                     return wrong("is the root and no directory");
                 }
-                continue;
-            };
-            let parent = self.entries.get(&parent).and_then(|recorded| recorded.state.node());
-            if !parent.is_some_and(super::entry::Node::is_dir) {
+            } else if !directories.last().is_some_and(|above| path.is_in(above)) {
                 return wrong("stands in no directory");
+            }
+            if is_dir {
+                directories.push(path);
             }
         }
         Ok(())
@@ -116,33 +123,34 @@ impl Net {
     }
 }
 
-/// The paths at which it is known what lower had there and everywhere below: none of them is below another.
-#[derive(Debug, Default)]
-pub struct Covers(BTreeSet<RelPath>);
+/// Walks, in path order, along the paths at which it is known what lower had there and everywhere below.
+pub(crate) struct Covers<'a, Known: Iterator> {
+    /// Those of a chain that are still ahead.
+    known: Peekable<Known>,
+    /// The last one that was come to. A subtree is contiguous: it is the only one that can hold the path that is next.
+    last: Option<&'a RelPath>,
+}
 
-impl Covers {
-    /// Those of the bases that are known.
-    #[must_use]
-    pub fn of(net: &Net) -> Self {
-        let mut covers = Self::default();
-        for (path, base) in &net.bases {
-            if !matches!(base, Base::Dir { .. }) && !covers.has(path) {
-                covers.insert(path.clone());
+/// Those of a chain's bases that are known.
+pub(crate) fn covers(net: &Net) -> Covers<'_, impl Iterator<Item = &RelPath>> {
+    let known = net.bases.iter().filter(|(_, base)| !matches!(base, Base::Dir { .. })).map(|(path, _)| path);
+    Covers { known: known.peekable(), last: None }
+}
+
+impl<'a, Known: Iterator<Item = &'a RelPath>> Covers<'a, Known> {
+    /// Whether `path` is one of them, or below one. It must not come before one that was asked for earlier.
+    pub(crate) fn has(&mut self, path: &RelPath) -> bool {
+        while let Some(next) = self.known.next_if(|next| *next <= path) {
+            if !self.last.is_some_and(|last| next.is_below(last)) {
+                self.last = Some(next);
             }
         }
-        covers
+        self.last.is_some_and(|cover| cover == path || path.is_below(cover))
     }
 
-    /// Whether `path` is one of them, or below one.
-    #[must_use]
-    pub fn has(&self, path: &RelPath) -> bool {
-        // Subtrees are contiguous and none lies in another: the last one before `path` is the only one that can hold it.
-        self.0.range(..=path.clone()).next_back().is_some_and(|cover| cover == path || path.is_below(cover))
-    }
-
-    /// Adds a path that is not covered yet.
-    pub fn insert(&mut self, path: RelPath) {
-        self.0.insert(path);
+    /// Adds the path that was asked for last.
+    pub(crate) fn add(&mut self, path: &'a RelPath) {
+        self.last = Some(path);
     }
 }
 

@@ -10,7 +10,7 @@ mod look;
 mod past;
 mod write;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use past::Past;
@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::format::Relation;
 use crate::format::read::Checkpoint;
 use crate::path::RelPath;
-use crate::scan::Found;
+use crate::scan::{self, Found, View};
 use crate::store::TargetStore;
 use crate::tree::Tree;
 
@@ -95,7 +95,10 @@ pub fn take(store: &TargetStore, upper: &Tree, lower: &Tree, options: &Checkpoin
     if !options.dry_run {
         store.prepare()?;
     }
-    let past = Past::load(store, lower, options.dry_run, &mut stats)?;
+    let (past, scan) =
+        rayon::join(|| Past::load(store, lower, options.dry_run, &mut stats), || scan::scan(upper, View::Upper));
+    let past = past?;
+    let mut first = Some(scan?);
     let mut job = Job { upper, lower, past, options, held: BTreeSet::new(), patient: true };
     let mut passed_over = BTreeSet::new();
     for restart in 1.. {
@@ -103,7 +106,7 @@ pub fn take(store: &TargetStore, upper: &Tree, lower: &Tree, options: &Checkpoin
         // What is held has to fit what this scan sees: its directories may be gone by now.
         job.held.clone_from(&passed_over);
         stats.disputed = passed_over.iter().cloned().collect();
-        let scan = job.scan(&mut stats)?;
+        let scan = job.scan(first.take(), &mut stats)?;
         if !job.patient {
             // What is passed over because it moves on may be what a lost name was renamed to.
             job.hold_losses(&scan, &mut stats);
@@ -120,6 +123,8 @@ pub fn take(store: &TargetStore, upper: &Tree, lower: &Tree, options: &Checkpoin
             Ok(()) => {
                 stats.disputed.sort_unstable();
                 stats.disputed.dedup();
+                // Nobody has to wait until the memory of many thousand paths is given back.
+                rayon::spawn(move || drop((scan, job.past)));
                 return Ok(stats);
             }
         }
@@ -141,6 +146,7 @@ impl Job<'_> {
     /// Finds the changes and writes them, if there are any.
     fn record(&self, store: &TargetStore, scan: &[Found], stats: &mut CheckpointStats) -> Result<()> {
         let looked = self.look(scan)?;
+        let nothing = Net::default();
         let mut drafts = diff::diff(&self.past.net, scan, &looked, &self.held);
         if self.is_nothing(&drafts)? {
             return if self.options.dry_run { Ok(()) } else { self.settle(store) };
@@ -150,15 +156,15 @@ impl Job<'_> {
             Draft::Deleted => ChangeKind::Deleted,
             Draft::AsLower => ChangeKind::Reverted,
         };
-        stats.changes = drafts.iter().map(|(path, draft)| (path.clone(), kind(draft))).collect();
+        stats.changes = drafts.iter().map(|(path, draft)| ((*path).clone(), kind(draft))).collect();
         if self.options.dry_run {
             return Ok(());
         }
         let relation = self.relation(scan);
-        if let Relation::Full { .. } = relation {
-            drafts = diff::diff(&Net::default(), scan, &HashMap::new(), &self.held);
-        }
         stats.full = matches!(relation, Relation::Full { .. });
+        if stats.full && self.past.net != nothing {
+            drafts = diff::diff(&nothing, scan, &[], &self.held);
+        }
         let sequence = store.next_sequence()?;
         let written = self.write(store, sequence, relation, &drafts, &looked, stats)?;
         stats.sequence = Some(sequence);

@@ -1,7 +1,6 @@
 //! What changed in upper since the last checkpoint: a pure function of the recorded state and a scan.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::BuildHasher;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::chain::{Net, Recorded};
 use crate::content::Read;
@@ -71,15 +70,15 @@ fn not_found<'n>(net: &'n Net, scan: &[Found]) -> impl Iterator<Item = (&'n RelP
     })
 }
 
-/// The changes, in path order. `looked` has those of [`to_hash`]; paths in `held` and what is below them keep what
-/// is recorded.
+/// The changes, in path order. `looked` has those of [`to_hash`], in path order too; paths in `held` and what is below
+/// them keep what is recorded.
 #[must_use]
 pub fn diff<'a>(
-    net: &Net,
+    net: &'a Net,
     scan: &'a [Found],
-    looked: &HashMap<&RelPath, Looked, impl BuildHasher>,
+    looked: &[(&RelPath, Looked)],
     held: &BTreeSet<RelPath>,
-) -> Vec<(RelPath, Draft<'a>)> {
+) -> Vec<(&'a RelPath, Draft<'a>)> {
     let is_below_held = |path: &RelPath| {
         !held.is_empty() && (held.contains(path) || path.ancestors().any(|above| held.contains(&above)))
     };
@@ -90,27 +89,36 @@ pub fn diff<'a>(
             || !held.is_empty()
                 && groups.now.get(path).is_some_and(|members| members.iter().any(|member| is_below_held(member)))
     };
-    let mut changed: BTreeMap<RelPath, Draft> = BTreeMap::new();
-    for (found, recorded) in with_recorded(net, scan).filter(|(found, _)| !is_held(&found.path)) {
-        let same = match (&found.object, recorded) {
+    let mut looked = looked.iter().peekable();
+    let is_changed = |(found, recorded): (&Found, Option<&State>)| {
+        while looked.next_if(|(path, _)| **path < found.path).is_some() {}
+        let looked = looked.next_if(|(path, _)| **path == found.path);
+        let is_same = match (&found.object, recorded) {
             (Object::Whiteout, Some(State::Deleted)) => true,
             (Object::Other(kind, meta), Some(State::Present(node))) => *kind == node.kind && *meta == node.meta,
-            (Object::File, Some(State::Present(_))) => looked.get(&found.path) == Some(&Looked::Same),
+            (Object::File, Some(State::Present(_))) => matches!(looked, Some((_, Looked::Same))),
             _ => false,
         };
-        if !same || !groups.is_same(&found.path) {
-            let draft = match found.object {
-                Object::Whiteout => Draft::Deleted,
-                _ => Draft::Present(found, 0),
-            };
-            changed.insert(found.path.clone(), draft);
-        }
-    }
-    groups.complete(&mut changed, scan);
-    for (path, _) in not_found(net, scan).filter(|(path, _)| !is_held(path)) {
-        changed.insert(path.clone(), Draft::AsLower);
-    }
-    changed.into_iter().collect()
+        let stays = is_held(&found.path) || is_same && groups.is_same(&found.path);
+        !stays
+    };
+    let changed: Vec<bool> = with_recorded(net, scan).map(is_changed).collect();
+    let numbers =
+        groups.numbers(scan.iter().zip(&changed).filter(|(_, changed)| **changed).map(|(found, _)| &found.path));
+    let present = scan.iter().zip(changed).filter_map(|(found, changed)| {
+        // Of a group of which one member changed, all are recorded.
+        let number = numbers.get(&found.path).copied();
+        let draft = match found.object {
+            Object::Whiteout => Draft::Deleted,
+            _ => Draft::Present(found, number.unwrap_or(0)),
+        };
+        (changed || number.is_some()).then_some((&found.path, draft))
+    });
+    let gone = not_found(net, scan).filter(|(path, _)| !is_held(path)).map(|(path, _)| (path, Draft::AsLower));
+    let mut drafts: Vec<_> = present.chain(gone).collect();
+    // Two runs that are in order.
+    drafts.sort_by_key(|(path, _)| *path);
+    drafts
 }
 
 /// Who shares an inode with whom, recorded and now.
@@ -141,21 +149,15 @@ impl<'a> Groups<'a> {
         self.now.get(path) == self.recorded.get(path)
     }
 
-    /// Brings in every member of a group of which one member changed, and numbers the groups.
-    fn complete<'s>(&self, changed: &mut BTreeMap<RelPath, Draft<'s>>, scan: &'s [Found]) {
-        let mut numbers: BTreeMap<&RelPath, u32> = BTreeMap::new();
+    /// The numbers of the groups of which one of the `changed` is a member, for each member.
+    fn numbers<'s>(&self, changed: impl Iterator<Item = &'s RelPath>) -> BTreeMap<&'a RelPath, u32> {
         let leaders: BTreeSet<&RelPath> =
-            changed.keys().filter_map(|path| self.now.get(path)).map(|members| members[0]).collect();
-        for (leader, number) in leaders.into_iter().zip(1..) {
-            for member in &self.now[leader] {
-                numbers.insert(member, number);
-            }
-        }
-        for found in scan {
-            if let Some(&number) = numbers.get(&found.path) {
-                changed.insert(found.path.clone(), Draft::Present(found, number));
-            }
-        }
+            changed.filter_map(|path| self.now.get(path)).map(|members| members[0]).collect();
+        let members = leaders
+            .into_iter()
+            .zip(1..)
+            .flat_map(|(leader, number)| self.now[leader].iter().map(move |member| (*member, number)));
+        members.collect()
     }
 }
 
@@ -285,14 +287,14 @@ mod tests {
 
     fn changes(net: &Net, scan: &[Found], digest: Digest, held: &[&str]) -> Vec<(String, &'static str)> {
         let all = to_hash(net, scan).into_iter();
-        let all = all.map(|found| (&found.path, looked(net, &found.path, &meta(), digest))).collect();
+        let all: Vec<_> = all.map(|found| (&found.path, looked(net, &found.path, &meta(), digest))).collect();
         changes_with(net, scan, &all, held)
     }
 
     fn changes_with(
         net: &Net,
         scan: &[Found],
-        looked: &HashMap<&RelPath, Looked>,
+        looked: &[(&RelPath, Looked)],
         held: &[&str],
     ) -> Vec<(String, &'static str)> {
         diff(net, scan, looked, &held.iter().map(|held| path(held)).collect())
@@ -334,7 +336,7 @@ mod tests {
             let meta = if found.path == path("b") { &other } else { &meta() };
             (&found.path, looked(&net, &found.path, meta, DIGEST))
         });
-        let all = all.collect();
+        let all: Vec<_> = all.collect();
         assert_eq!(changes_with(&net, &scan, &all, &[]), pairs(&[("a", "linked"), ("b", "linked"), ("c", "linked")]));
         // One member leaves: the others change, because their group did.
         let after = [dir("", false), file("a", 2, 2), file("b", 2, 2), file("c", 4, 1), file("d", 3, 1)];

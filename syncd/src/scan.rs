@@ -160,7 +160,7 @@ pub fn scan_below(tree: &Tree, view: View, start: &RelPath) -> Result<Vec<Found>
 
 /// Puts what was listed into path order.
 fn in_order(start: &RelPath, first: Option<Child>, mut listed: HashMap<RelPath, Listed>) -> Vec<Found> {
-    let mut all = Vec::new();
+    let mut all = Vec::with_capacity(1 + listed.values().map(|listing| listing.children.len()).sum::<usize>());
     let mut open = vec![first.map(|child| (start.clone(), child)).into_iter().collect::<Vec<_>>().into_iter()];
     while let Some(children) = open.last_mut() {
         match children.next() {

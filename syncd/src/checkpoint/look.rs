@@ -1,6 +1,5 @@
 //! What upper holds now, and what of it has to be recorded.
 
-use std::collections::HashMap;
 use std::fs;
 use std::time::Duration;
 
@@ -25,10 +24,10 @@ const TRIES: usize = 3;
 const SETTLE: Duration = Duration::from_millis(5);
 
 impl Job<'_> {
-    /// A scan whose losses are believed, or held.
-    pub(super) fn scan(&mut self, stats: &mut CheckpointStats) -> Result<Vec<Found>> {
+    /// A scan whose losses are believed, or held; `first` is one that was made already.
+    pub(super) fn scan(&mut self, first: Option<Vec<Found>>, stats: &mut CheckpointStats) -> Result<Vec<Found>> {
         stats.unsettled = false;
-        let mut scan = scan::scan(self.upper, View::Upper)?;
+        let mut scan = first.map_or_else(|| scan::scan(self.upper, View::Upper), Ok)?;
         for last in (0..TRIES).map(|done| done + 1 == TRIES) {
             let losses = |scan: &[Found]| diff::losses(&self.past.net, scan, |path| self.lower_is_dir(path));
             if losses(&scan).is_empty() && scan::is_unmoved(self.upper, &scan)? {
@@ -83,8 +82,8 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Reads what has to be compared.
-    pub(super) fn look<'a>(&self, scan: &'a [Found]) -> Result<HashMap<&'a RelPath, Looked>> {
+    /// Reads what has to be compared, in path order.
+    pub(super) fn look<'a>(&self, scan: &'a [Found]) -> Result<Vec<(&'a RelPath, Looked)>> {
         let candidates: Vec<&'a Found> = diff::to_hash(&self.past.net, scan);
         let look = |(buffer, opener): &mut (Vec<u8>, Opener<'_>), found: &'a Found| {
             let (file, before) = match self.open(opener, found) {
@@ -128,10 +127,10 @@ impl Job<'_> {
 
     /// Changes that are no reason to write: our own log, and directories that were copied up on the way to it, or
     /// from the start (the root), and differ in nothing but their times.
-    pub(super) fn is_nothing(&self, drafts: &[(RelPath, Draft)]) -> Result<bool> {
+    pub(super) fn is_nothing(&self, drafts: &[(&RelPath, Draft)]) -> Result<bool> {
         for (path, draft) in drafts {
             let Draft::Present(found, _) = draft else { return Ok(false) };
-            if Some(path) == self.options.own_log.as_ref() {
+            if Some(*path) == self.options.own_log.as_ref() {
                 continue;
             }
             let leads_to_log = self.options.own_log.as_ref().is_some_and(|log| log.is_below(path));

@@ -1,6 +1,6 @@
 //! Puts what changed into one file.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ephemeral_overlay::attributes::Handle;
 use ephemeral_overlay::error::{At, SystemError};
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::capture::Capture;
 use super::{CheckpointStats, Job};
 use crate::base;
-use crate::chain::Covers;
+use crate::chain;
 use crate::diff::{Draft, Looked};
 use crate::durable;
 use crate::entry::{Base, Change, Kind, Node, State};
@@ -28,8 +28,8 @@ impl Job<'_> {
         store: &TargetStore,
         sequence: u64,
         relation: Relation,
-        drafts: &[(RelPath, Draft)],
-        looked: &HashMap<&RelPath, Looked>,
+        drafts: &[(&RelPath, Draft)],
+        looked: &[(&RelPath, Looked)],
         stats: &mut CheckpointStats,
     ) -> Result<Written> {
         let written = self.past.written.seen_from(&boot_id());
@@ -66,20 +66,20 @@ impl Job<'_> {
     }
 
     /// What lower has where something is captured for the first time. A full checkpoint repeats what is known.
-    fn bases(&self, drafts: &[(RelPath, Draft)], full: bool) -> Result<Vec<Option<Base>>> {
+    fn bases(&self, drafts: &[(&RelPath, Draft)], full: bool) -> Result<Vec<Option<Base>>> {
         let hides = |draft: &Draft| match draft {
             Draft::Present(found, _) => !matches!(found.object, Object::Other(Kind::Dir { opaque: false }, _)),
             Draft::Deleted => true,
             Draft::AsLower => false,
         };
-        let mut covers = Covers::of(&self.past.net);
+        let mut covers = chain::covers(&self.past.net);
         let mut wanted = Vec::with_capacity(drafts.len());
-        for (path, draft) in drafts {
+        for &(path, ref draft) in drafts {
             let hides = hides(draft);
             let is_known = covers.has(path) || !hides && self.past.net.bases.contains_key(path);
             let capture = *draft != Draft::AsLower && !is_known;
             if capture && hides {
-                covers.insert(path.clone());
+                covers.add(path);
             }
             wanted.push((path, hides, capture));
         }
@@ -101,8 +101,8 @@ impl Job<'_> {
         &self,
         writer: &mut Writer,
         header: &Header,
-        drafts: &[(RelPath, Draft)],
-        looked: &HashMap<&RelPath, Looked>,
+        drafts: &[(&RelPath, Draft)],
+        looked: &[(&RelPath, Looked)],
         bases: Vec<Option<Base>>,
         stats: &mut CheckpointStats,
     ) -> Result<Vec<Change>> {
@@ -133,12 +133,12 @@ impl Job<'_> {
                     } else if let Some((meta, content)) = captured.next().flatten() {
                         (Kind::File(content), meta)
                     } else {
-                        stats.disputed.push(path.clone());
+                        stats.disputed.push((*path).clone());
                         continue;
                     };
                     let node = Node { kind, meta, group: *group };
                     if node.content().is_some_and(|content| content.fuzzy) {
-                        stats.fuzzy.push(path.clone());
+                        stats.fuzzy.push((*path).clone());
                     }
                     if *group != 0 {
                         leaders.insert(*group, node.clone());
@@ -146,7 +146,7 @@ impl Job<'_> {
                     State::Present(node)
                 }
             };
-            changes.push(Change { path: path.clone(), state, base });
+            changes.push(Change { path: (*path).clone(), state, base });
         }
         Ok(changes)
     }

@@ -165,7 +165,10 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// Whatever zstd or write(2) says.
     pub fn finish(mut self, changes: Vec<Change>, level: i32) -> Result<Written> {
-        let raw = encode(&Index { frames: std::mem::take(&mut self.frames), changes }, self.path)?;
+        let index = Index { frames: std::mem::take(&mut self.frames), changes };
+        let raw = encode(&index, self.path)?;
+        // Giving back what it took is done beside the rest.
+        rayon::spawn(move || drop(index));
         let index = zstd::bulk::compress(&raw, level).at("zstd", self.path)?;
         let trailer = Trailer { at: self.written, len: index.len() as u64, raw: raw.len() as u64 }.to_bytes();
         self.head.update(&index);
