@@ -195,7 +195,9 @@ pub fn blocks_of(
             }
         }
         let length = usize::try_from((end - at).min(BLOCK_LEN)).unwrap_or(BLOCK);
-        buffer.resize(BLOCK, 0);
+        if buffer.len() < length {
+            buffer.resize(length, 0);
+        }
         data.clear();
         if is_dense {
             data.push(0..length);

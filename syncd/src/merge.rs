@@ -1,6 +1,6 @@
 //! Merges a chain into lower: a replay that can be cut at any instruction and started again.
 //!
-//! verify all → compose → conflicts → reserve → mark → apply → syncfs → compare → new token → forget the chain. Up to
+//! verify all → compose → conflicts → reserve → mark → apply → syncfs, compare → new token → forget the chain. Up to
 //! the mark lower is only read. From the mark on every step makes something true that it may find true already, and
 //! nothing in the store is removed before lower has been synced and compared.
 
@@ -173,8 +173,7 @@ pub fn merge(
             place.protect(path, node)?;
         }
     }
-    syncfs(lower.root()).at("syncfs", lower.path())?;
-    Verify { net: &net, lower, seed, only_metadata: &only_metadata, left: &left, progress }.run()?;
+    settle(lower, &Verify { net: &net, lower, seed, only_metadata: &only_metadata, left: &left, progress })?;
     if !left.is_empty() {
         // Before lower says that it has everything: the chain is the only place that does.
         stats.set_aside = store.keep_aside(last)?;
@@ -188,6 +187,14 @@ pub fn merge(
     let written = store.written_up_to(Some(chain.last())).seen_from(&boot_id()).and(place.written());
     store.end_merge(last, &written)?;
     Ok(Some(stats))
+}
+
+/// Has the disk take everything, and compares it with what it should be. The comparison reads what is in memory, and what
+/// the disk did not take is an error of syncfs(2): neither waits for the other.
+fn settle(lower: &Tree, verify: &Verify<'_>) -> Result<()> {
+    let (synced, compared) = rayon::join(|| syncfs(lower.root()).at("syncfs", lower.path()), || verify.run());
+    synced?;
+    compared
 }
 
 /// Protects lower's root again: it cannot be while the token is written, and the cut may have come right after that.
