@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use crate::tools::{self, kept, run};
 
 /// What a system has beside the minimum.
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,libpam-systemd,procps,util-linux,passwd";
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,libpam-systemd,procps,util-linux,passwd,logrotate";
 
 /// A release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -84,11 +84,13 @@ pub(crate) struct Boot<'a> {
     pub entropy: bool,
     /// What goes wrong with the root disk.
     pub faults: &'a [Fault],
+    /// It takes that many times as long as others may.
+    pub patience: u32,
 }
 
 impl Default for Boot<'_> {
     fn default() -> Self {
-        Self { cmdline: "rw", initramfs: Initramfs::default(), entropy: true, faults: &[] }
+        Self { cmdline: "rw", initramfs: Initramfs::default(), entropy: true, faults: &[], patience: 1 }
     }
 }
 
@@ -193,7 +195,7 @@ impl Machine {
             memory,
             entropy: boot.entropy,
             kill_at,
-            limit,
+            limit: limit * boot.patience,
         };
         vm.run(&log).with_context(|| format!("boot {}", self.boots))
     }

@@ -6,6 +6,7 @@ use crate::machine::{Boot, Machine, Setup};
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("the_last_logout_and_a_suspend_save_what_is_in_ram", logout_and_suspend),
     ("a_shutdown_after_releases_leaves_nothing_pending", shutdown_after_releases),
+    ("a_day_of_logs_and_packages_leaves_the_daemon_as_it_was", day),
 ];
 
 /// Nothing is saved by the clock.
@@ -112,4 +113,60 @@ fn shutdown_after_releases(on: Setup) {
     for target in ["/etc", "/var/log", "/srv/data"] {
         console.expect(disk.checkpoints(target).is_empty(), &format!("{target}: something is pending"));
     }
+}
+
+/// What a day brings, hour after hour: settings, packages that come and go, logs, their rotation; each checkpoint is asked
+/// for, and waited for. What the daemon takes is said after 20, after half, and in the end.
+const DAY: &str = "\
+#!/bin/sh
+daemon=$(pidof syncd)
+newest() { ls /persist/ephemeral-overlay/targets/etc | grep ckpt | tail -n 1; }
+takes() {
+    set -- \"$1\" $(awk '/RssAnon/ { print $2 }' /proc/$daemon/status) $(ls /proc/$daemon/fd | wc -l)
+    echo \"takes $*\"
+}
+for hour in $(seq \"$1\"); do
+    echo \"$hour\" >/etc/setting
+    case $((hour % 10)) in
+        1) mkdir /etc/package; for file in $(seq 100); do echo \"$hour $file\" >/etc/package/$file; done ;;
+        6) rm -r /etc/package ;;
+    esac
+    seq \"$hour\" $((hour + 50)) | tee -a /var/log/app.log | systemd-cat -t app
+    [ $((hour % 20)) = 0 ] && logrotate --force /etc/logrotate.conf && journalctl --quiet --rotate
+    last=$(newest)
+    kill -USR1 $daemon
+    for _ in $(seq 300); do [ \"$(newest)\" != \"$last\" ] && break; sleep 0.1; done
+    [ \"$(newest)\" != \"$last\" ] || echo \"hour $hour: not saved\"
+    case $hour in 20|150|\"$1\") takes $hour ;; esac
+done
+";
+/// For what is no program's of ours.
+const ROTATED: (&str, &str) = ("/etc/logrotate.d/app", "/var/log/app.log {\n    rotate 30\n    compress\n}\n");
+
+fn day(on: Setup) {
+    let files = [CONFIG, ROTATED, ("/usr/local/bin/day", DAY), ("/var/log/journal/.kept", "")];
+    let mut machine = Machine::new(on, "day", &files);
+    let script = "\
+        sh day 300\n\
+        sh logrotate --version 2>&1 | head -n 1; ls /var/log | tr '\\n' ' '\n\
+        sh journalctl --verify --quiet && echo the journal is whole\n\
+        sh cat /var/log/app.log* | wc -c; journalctl --quiet -t app --output cat | wc -l\n\
+        sh syncd checkpoint";
+    let console = machine.boot_and_cut(Boot { patience: 5, ..Boot::default() }, script);
+    console.expect(!console.says("not saved"), "a checkpoint is missing");
+    console.expect(console.says("guest: OUT the journal is whole"), "the journal is damaged");
+    let takes = console.lines.iter().filter_map(|line| line.strip_prefix("guest: OUT takes "));
+    let takes: Vec<Vec<u64>> =
+        takes.map(|line| line.split(' ').map(|number| number.parse().expect("a number")).collect()).collect();
+    let (early, late) = (&takes[0], &takes[2]);
+    console.expect(late[2] <= early[2], "descriptors are left open");
+    // A chain of up to 64 checkpoints takes more than one of 20.
+    console.expect(late[1] <= early[1] + (8 << 10), "memory grows");
+    for log in ["app.log.15.gz", "ramoverlay.log.1"] {
+        console.expect(console.says(log), &format!("{log} is missing: it was not rotated"));
+    }
+    let console =
+        machine.boot_and_cut(Boot::default(), "cat /etc/setting\nsh journalctl --verify --quiet && echo whole");
+    console.expect(console.file("/etc/setting").as_deref() == Some("300"), "the last hour is lost");
+    console.expect(console.says("guest: OUT whole"), "the journal of that boot is damaged");
 }
