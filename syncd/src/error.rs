@@ -8,6 +8,8 @@ use ephemeral_overlay::layout::LoadError;
 use ephemeral_overlay::overlay::UnknownArtefact;
 use ephemeral_overlay::state::StateError;
 
+use rustix::io::Errno;
+
 use crate::path::RelPath;
 
 /// This crate's result.
@@ -169,5 +171,25 @@ impl Error {
     pub fn is_full_disk(&self) -> bool {
         let Self::System(error) = self else { return false };
         matches!(error.source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+    }
+}
+
+/// What to do about the disk, where it is that which kept a checkpoint from being taken.
+#[must_use]
+pub fn remedy(error: &anyhow::Error) -> Option<&'static str> {
+    let error = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>())?;
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            Some("make room on the disk; what is in RAM is not saved until then")
+        }
+        ErrorKind::ReadOnlyFilesystem => Some(
+            "the disk is read-only; remount it read-write, what is in RAM is not saved until then. Where the kernel \
+             refuses that after an error, copy what you need elsewhere and reboot: it shows what was saved last",
+        ),
+        _ if Errno::from_io_error(error) == Some(Errno::IO) => Some(
+            "the disk fails, see dmesg; what is in RAM is not saved until it works again. Where it does not, copy what \
+             you need elsewhere and reboot: it shows what was saved last",
+        ),
+        _ => None,
     }
 }

@@ -1,6 +1,7 @@
 //! The cleaner of stale files: what it removes, and above all what it does not.
 
 mod cases;
+mod hostile;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -9,7 +10,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ephemeral_overlay::Layout;
 use ephemeral_overlay::config::Config;
@@ -18,9 +19,7 @@ use rustix::fs::{
 };
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use syncd::clean::{CleanOptions, CleanStats, Moment, Seen, pass};
-use test_support::hold::{Holder, How};
 use test_support::mapped::Mapping;
-use test_support::snapshot;
 
 use crate::tools::{self, text};
 use crate::world::{World, expect};
@@ -39,7 +38,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("only_a_tmpfs_is_cleaned", only_a_tmpfs_is_cleaned),
     ("nothing_is_removed_by_a_config_that_cannot_be_read", a_config_that_cannot_be_read),
     ("looking_changes_no_time", looking_changes_no_time),
-    ("hostile_exchanges_do_not_lead_out", hostile_exchanges_do_not_lead_out),
+    ("hostile_races_do_not_lead_out", hostile::hostile_races_do_not_lead_out),
 ];
 
 /// One folder, and no overlay.
@@ -389,35 +388,4 @@ fn looking_changes_no_time() {
     sleep(STALE + Duration::from_millis(100));
     expect(&world.syncd(&["clean", "--dry-run"]), 0);
     assert_eq!(before, times());
-}
-
-/// Two processes exchange directories of `/tmp` for symlinks into a tree that is to be kept, as fast as they can.
-/// `HOSTILE_SECONDS` sets for how long.
-fn hostile_exchanges_do_not_lead_out() {
-    let seconds = std::env::var("HOSTILE_SECONDS").map_or(2.0, |text| text.parse().unwrap());
-    let world = world("");
-    // On the same file system, so that no difference between devices protects it.
-    let (tmp, canary) = (world.at("tmp"), world.at("tmp/keep-canary"));
-    for directory in ["a", "a/b", "a/b/c"] {
-        for name in 0..100 {
-            below(&canary.join(directory).join(name.to_string()));
-        }
-    }
-    let before = snapshot::take(&canary);
-    let config = format!("{TMP}cleanup = {{ stale = '1ms', exclude = ['/tmp/keep-*'] }}\n");
-    let mut cleaner = Cleaner::new(&world, &config);
-    let mut hostile = ["first", "second"].map(|name| Holder::new(&How::Exchange(tmp.join(name), canary.clone())));
-    let end = Instant::now() + Duration::from_secs_f64(seconds);
-    let (mut passes, mut removed, mut now) = (0, 0, Moment::now());
-    while Instant::now() < end {
-        // Everything is old.
-        now = later(now, HOUR);
-        let stats = cleaner.pass(now);
-        passes += 1;
-        removed += stats.folders[0].files + stats.folders[0].directories;
-    }
-    let exchanged: usize = hostile.iter_mut().map(|process| process.end().parse::<usize>().unwrap()).sum();
-    println!("{exchanged} exchanges, {passes} passes, {removed} names removed");
-    assert!(removed > 100 && exchanged > 1000, "{exchanged} exchanges, {removed} names removed: this was no race");
-    snapshot::assert_same(&before, &snapshot::take(&canary), "the tree that is to be kept");
 }

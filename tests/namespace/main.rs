@@ -28,6 +28,7 @@ mod sessions;
 mod shutdown;
 mod sweep;
 mod tools;
+mod trouble;
 mod user_cache;
 mod vanish;
 mod world;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         ("run", run::TESTS),
         ("sessions", sessions::TESTS),
         ("shutdown", shutdown::TESTS),
+        ("trouble", trouble::TESTS),
         ("user_cache", user_cache::TESTS),
         ("vanish", vanish::TESTS),
         ("written", written::TESTS),

@@ -59,7 +59,7 @@ fn running(fs: Fs) -> World {
 }
 
 /// Fills the disk to the last block, but for `free` bytes.
-fn fill(world: &World, free: u64) {
+pub(crate) fn fill(world: &World, free: u64) {
     let mut file = File::create(world.at("filler")).unwrap();
     let block = vec![0xaa; 1 << 20];
     // What was set aside for a write that came to less is there again after a sync.

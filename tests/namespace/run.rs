@@ -36,7 +36,7 @@ checkpoint.interval = "300ms"
 checkpoint.per_target = { "/etc" = "300ms" }
 "#;
 /// Longer than anything takes here.
-const LONG: Duration = Duration::from_secs(30);
+pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 /// A daemon, and the socket where it tells systemd how it is.
 pub(crate) struct Daemon {
@@ -49,7 +49,7 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Starts it, and waits until it is ready.
-    fn start(world: &World) -> Self {
+    pub(crate) fn start(world: &World) -> Self {
         Self::start_with(world.syncd_command(&["run"]), |_| ())
     }
 
@@ -89,12 +89,12 @@ impl Daemon {
         self.child.id()
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Ends it by a signal; returns its exit status.
-    fn end(&mut self, signal: Signal) -> Option<i32> {
+    pub(crate) fn end(&mut self, signal: Signal) -> Option<i32> {
         self.signal(signal);
         self.child.wait().unwrap().code()
     }

@@ -93,7 +93,7 @@ fn running() -> (World, Snapshot, Snapshot) {
 }
 
 /// What the tests themselves wrote is on the disk.
-fn sync(world: &World) {
+pub(crate) fn sync(world: &World) {
     syncfs(fs::File::open(world.disk().path()).unwrap()).unwrap();
 }
 

@@ -82,6 +82,28 @@ impl Disk {
         tools::run("xfs_io", &["-x", "-c", "shutdown", self.path().to_str().unwrap()]);
     }
 
+    /// The file system is remounted: `ro` or `rw`.
+    pub(crate) fn remount(&self, how: &str) {
+        let remount =
+            || Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(self.path()).output().unwrap();
+        // It is busy while something is written.
+        for _ in 0..100 {
+            if remount().status.success() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        panic!("{}", tools::text(&remount()));
+    }
+
+    /// The kernel finds an error in the file system, and does with it what `errors=remount-ro` says.
+    pub(crate) fn fail(&self) {
+        self.remount("errors=remount-ro");
+        let mount = tools::mounts_on(&self.path()).pop().unwrap();
+        let device = Path::new(&mount.source).file_name().unwrap().to_owned();
+        fs::write(Path::new("/sys/fs/ext4").join(device).join("trigger_fs_error"), "1").unwrap();
+    }
+
     /// It is mounted anew, with nothing in any cache.
     pub(crate) fn come_back(&self) {
         let gone = || unmount(self.path(), UnmountFlags::empty());

@@ -12,7 +12,7 @@ use syncd::store::Store;
 use syncd::system::System;
 use syncd::{Error, death, durable};
 
-use super::report::{TargetReport, finish};
+use super::report::{TargetReport, finish, in_words};
 use super::{Outcome, say};
 
 pub(crate) fn run(system: &System, targets: &[PathBuf], dry_run: bool, json: bool) -> anyhow::Result<Outcome> {
@@ -52,7 +52,7 @@ pub(crate) fn take_all(
     shown: Shown,
     mut say: impl FnMut(&TargetReport),
 ) -> Vec<TargetReport> {
-    let store = open_store(system, targets, shown.dry_run).map_err(|error| format!("{error:#}"));
+    let store = open_store(system, targets, shown.dry_run).map_err(in_words);
     // Whoever had the store until now may have released something.
     let is_there = |target: &&PathBuf| {
         let boot = BootState::read(&system.layout.boot_state());
@@ -61,10 +61,10 @@ pub(crate) fn take_all(
     let mut reports = Vec::new();
     for target in targets.iter().filter(is_there) {
         let own_log = own_log(target, &system.config.log.file);
-        let taken = store.as_ref().map_err(Clone::clone).and_then(|store| {
-            one(system, store, target, shown.dry_run, own_log)
-                .map_err(|error| format!("{:#}", anyhow::Error::from(error)))
-        });
+        let taken = store
+            .as_ref()
+            .map_err(Clone::clone)
+            .and_then(|store| one(system, store, target, shown.dry_run, own_log).map_err(in_words));
         let report = match taken {
             Ok(stats) => report(target, &stats, shown),
             Err(error) => TargetReport::new(target, Outcome::Failed, error),

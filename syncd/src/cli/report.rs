@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ephemeral_overlay::Layout;
 use serde::{Deserialize, Serialize};
+use syncd::error::remedy;
 
 use super::Outcome;
 
@@ -15,6 +16,13 @@ pub(crate) const JSON_VERSION: u32 = 1;
 /// `1 path`, `2 paths`.
 pub(crate) fn count(number: usize, of: &str) -> String {
     if number == 1 { format!("1 {of}") } else { format!("{number} {of}s") }
+}
+
+/// Why a checkpoint was not taken, and what to do about the disk, where it is that.
+pub(crate) fn in_words(error: impl Into<anyhow::Error>) -> String {
+    let error = error.into();
+    let remedy = remedy(&error).map_or(String::new(), |remedy| format!("; {remedy}"));
+    format!("{error:#}{remedy}")
 }
 
 /// One object: what a command did.

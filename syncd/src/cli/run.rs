@@ -29,7 +29,7 @@ use watchdog::Watchdog;
 
 use super::Outcome;
 use super::checkpoint::{self, Shown};
-use super::report::{TargetReport, worst};
+use super::report::{TargetReport, in_words, worst};
 
 /// When logind is looked for again after it has gone: it may be on its way back.
 const RETURN: Duration = Duration::from_secs(5);
@@ -191,7 +191,7 @@ impl Daemon {
         match self.in_ram() {
             Ok((system, targets)) => self.take(&system, &targets, TargetReport::say),
             Err(error) => {
-                tracing::error!("{error:#}");
+                tracing::error!("{}", in_words(error));
                 Outcome::Failed
             }
         }
@@ -213,7 +213,7 @@ impl Daemon {
                 }
             }
             Err(error) => {
-                say_news(&mut said, &TargetReport::new(Path::new("/"), Outcome::Failed, format!("{error:#}")));
+                say_news(&mut said, &TargetReport::new(Path::new("/"), Outcome::Failed, in_words(error)));
             }
         }
         self.said = said;

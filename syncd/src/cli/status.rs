@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::bail;
 use bytesize::ByteSize;
 use comfy_table::{Table, presets};
 use serde::Serialize;
@@ -13,7 +14,7 @@ use syncd::system::System;
 use syncd::written::boot_id;
 use syncd::{Error, release};
 
-use super::report::{JSON_VERSION, TargetReport, count};
+use super::report::{JSON_VERSION, TargetReport, count, in_words};
 use super::{Outcome, checkpoint, say};
 
 /// The object that `--json` prints.
@@ -39,6 +40,8 @@ struct Ram {
     /// When it was too full, and what was done then.
     #[serde(skip_serializing_if = "Option::is_none")]
     last: Option<Room>,
+    /// What is wrong now, if anything is.
+    problem: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -51,10 +54,10 @@ struct Target {
     deferred: bool,
     /// Paths that a power cut would cost now; `null` when they could not be counted.
     unsaved: Option<usize>,
-    /// Checkpoints that wait for a merge.
-    pending: usize,
+    /// Checkpoints that wait for a merge; `null` when that is not known.
+    pending: Option<usize>,
     /// Their length in bytes.
-    pending_bytes: u64,
+    pending_bytes: Option<u64>,
     /// Bytes that checkpoints and merges wrote to the disk in this boot.
     written_in_boot_bytes: u64,
     /// The same, ever.
@@ -87,31 +90,33 @@ pub(crate) fn run(system: &System, json: bool) -> anyhow::Result<Outcome> {
             || !target.conflicts.is_empty()
             || target.last.as_ref().is_some_and(|last| last.status != 0)
     };
-    Ok(if status.targets.iter().any(wrong) { Outcome::Partial } else { Outcome::Done })
+    let is_full = status.ram.as_ref().is_some_and(|ram| ram.problem.is_some());
+    Ok(if is_full || status.targets.iter().any(wrong) { Outcome::Partial } else { Outcome::Done })
 }
 
 fn look(system: &System) -> anyhow::Result<Status> {
     let path = system.store_path()?;
     let mounted = system.mounted_targets(&[])?;
-    // What stands there else would look as if nothing were pending.
-    let hidden = match system.check_mounted("the store", system.persist()) {
-        Err(error @ Error::NotMounted { .. }) if mounted.is_empty() => Some(error.to_string()),
-        _ => None,
+    let opened = match system.check_mounted("the store", system.persist()) {
+        // What stands there else would look as if nothing were pending.
+        Err(error @ Error::NotMounted { .. }) if mounted.is_empty() => Err(error),
+        _ => Store::open_to_read(&path).and_then(|store| {
+            let store = store.unwrap_or_else(|| Store::absent(&path));
+            Ok((system.stored_targets(&store, &[])?, store))
+        }),
     };
-    let store = if hidden.is_some() { None } else { Store::open_to_read(&path)? };
-    let mut paths = mounted.clone();
-    paths.extend(system.config.overlay.dirs.iter().cloned());
-    if let Some(store) = &store {
-        paths.extend(system.stored_targets(store, &[])?);
-    }
+    let (stored, store) = match opened {
+        Ok((stored, store)) => (stored, Ok(store)),
+        Err(error) => (Vec::new(), Err(in_words(error))),
+    };
+    let mut paths = [&mounted[..], &system.config.overlay.dirs, &stored].concat();
     paths.sort_unstable();
     paths.dedup();
-    let store = store.unwrap_or_else(|| Store::absent(&path));
-    let mut targets: Vec<_> = paths.iter().map(|path| target(system, &store, path, mounted.contains(path))).collect();
-    for target in &mut targets {
-        target.problem = hidden.clone().or(target.problem.take());
+    if let (Err(problem), true) = (&store, paths.is_empty()) {
+        bail!("{problem}");
     }
-    let ram = if mounted.is_empty() { None } else { Some(Ram { fill: Fill::of(system)?, last: room::last(system) }) };
+    let targets = paths.iter().map(|path| target(system, store.as_ref(), path, mounted.contains(path))).collect();
+    let ram = if mounted.is_empty() { None } else { Some(Ram::of(system)?) };
     let skipped = system.boot.iter().flat_map(|boot| &boot.skipped);
     Ok(Status {
         version: JSON_VERSION,
@@ -123,50 +128,79 @@ fn look(system: &System) -> anyhow::Result<Status> {
     })
 }
 
-fn target(system: &System, store: &Store, path: &Path, mounted: bool) -> Target {
-    let part = store.target(path);
+impl Ram {
+    fn of(system: &System) -> anyhow::Result<Self> {
+        let fill = Fill::of(system)?;
+        let problem = (fill.percent() >= room::CRITICAL).then(|| {
+            format!(
+                "RAM is {} % full, and what finds no room fails with \"No space left on device\": remove files, enlarge \
+                 overlay.size and have the daemon read it (SIGHUP), or end who uses a target, so that it can be released",
+                fill.percent()
+            )
+        });
+        Ok(Self { fill, last: room::last(system), problem })
+    }
+}
+
+/// `store` is the store, or why it cannot be looked at.
+fn target(system: &System, store: Result<&Store, &String>, path: &Path, mounted: bool) -> Target {
+    let mut target = Target {
+        path: path.to_path_buf(),
+        mounted,
+        deferred: system.boot.as_ref().is_some_and(|boot| boot.deferred.iter().any(|deferred| deferred == path)),
+        unsaved: (!mounted).then_some(0),
+        pending: None,
+        pending_bytes: None,
+        written_in_boot_bytes: 0,
+        written_in_all_bytes: 0,
+        merging: false,
+        last: TargetReport::last(&system.layout, path).filter(|_| system.live),
+        conflicts: Vec::new(),
+        problem: None,
+    };
     let mut problems: Vec<_> = system.boot.iter().filter_map(|boot| boot.target(path)?.pinned.clone()).collect();
     if mounted && !release::is_mounted(&system.layout, path).unwrap_or(true) {
         problems.push("its overlay is not mounted; `syncd release` brings it to the disk".to_owned());
     }
-    let unsaved = mounted
-        .then(|| checkpoint::one(system, store, path, true, own_log(path, &system.config.log.file)))
-        .and_then(|result| match result {
-            Ok(stats) => {
-                problems.extend(stats.healed);
-                Some(stats.changes.len())
+    match store {
+        Ok(store) => target.look_into(system, store, &mut problems),
+        Err(problem) => problems.push(problem.clone()),
+    }
+    problems.dedup();
+    target.problem = (!problems.is_empty()).then(|| problems.join("; "));
+    target
+}
+
+impl Target {
+    /// Adds what the store has of it.
+    fn look_into(&mut self, system: &System, store: &Store, problems: &mut Vec<String>) {
+        if self.mounted {
+            let own_log = own_log(&self.path, &system.config.log.file);
+            match checkpoint::one(system, store, &self.path, true, own_log) {
+                Ok(stats) => {
+                    problems.extend(stats.healed);
+                    self.unsaved = Some(stats.changes.len());
+                }
+                Err(error) => problems.push(in_words(error)),
+            }
+        }
+        let part = store.target(&self.path);
+        let written = match part.chain() {
+            Ok(chain) => {
+                self.pending = Some(chain.as_ref().map_or(0, |chain| chain.checkpoints().len()));
+                self.pending_bytes = Some(chain.as_ref().map_or(0, Chain::bytes));
+                part.written_up_to(chain.as_ref().map(Chain::last))
             }
             Err(error) => {
-                problems.push(format!("{:#}", anyhow::Error::from(error)));
-                None
+                problems.push(in_words(error));
+                self.pending = part.sequences().ok().map(|all| all.len());
+                part.written()
             }
-        });
-    let (pending, pending_bytes, written) = match part.chain() {
-        Ok(chain) => {
-            let written = part.written_up_to(chain.as_ref().map(Chain::last));
-            let (pending, bytes) = chain.map_or((0, 0), |chain| (chain.checkpoints().len(), chain.bytes()));
-            (pending, bytes, written)
-        }
-        Err(error) => {
-            problems.push(error.to_string());
-            (part.sequences().map_or(0, |all| all.len()), 0, part.written())
-        }
-    };
-    let written = written.seen_from(&boot_id());
-    problems.dedup();
-    Target {
-        path: path.to_path_buf(),
-        mounted,
-        deferred: system.boot.as_ref().is_some_and(|boot| boot.deferred.iter().any(|deferred| deferred == path)),
-        unsaved: if mounted { unsaved } else { Some(0) },
-        pending,
-        pending_bytes,
-        written_in_boot_bytes: written.in_boot,
-        written_in_all_bytes: written.in_all,
-        merging: part.marker().is_ok_and(|marker| marker.is_some()),
-        last: TargetReport::last(&system.layout, path).filter(|_| system.live),
-        conflicts: part.all_conflicts().unwrap_or_default(),
-        problem: (!problems.is_empty()).then(|| problems.join("; ")),
+        };
+        let written = written.seen_from(&boot_id());
+        (self.written_in_boot_bytes, self.written_in_all_bytes) = (written.in_boot, written.in_all);
+        self.merging = part.marker().is_ok_and(|marker| marker.is_some());
+        self.conflicts = part.all_conflicts().unwrap_or_default();
     }
 }
 
@@ -189,13 +223,16 @@ fn table(status: &Status) -> String {
         let actions: Vec<_> = room.actions.iter().map(ToString::to_string).collect();
         lines.push(format!("RAM was {} % full: {}", room.fill.percent(), actions.join(", ")));
     }
+    lines.extend(status.ram.as_ref().and_then(|ram| ram.problem.clone()));
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_header(["TARGET", "STATE", "UNSAVED", "PENDING", "WRITTEN", "LAST"]);
     for target in &status.targets {
-        let pending = match target.pending {
-            0 => "-".to_owned(),
-            count => format!("{count} ({})", ByteSize(target.pending_bytes)),
+        let pending = match (target.pending, target.pending_bytes) {
+            (None, _) => "?".to_owned(),
+            (Some(0), _) => "-".to_owned(),
+            (Some(count), None) => count.to_string(),
+            (Some(count), Some(bytes)) => format!("{count} ({})", ByteSize(bytes)),
         };
         let written = match (target.written_in_boot_bytes, target.written_in_all_bytes) {
             (_, 0) => "-".to_owned(),
@@ -211,12 +248,25 @@ fn table(status: &Status) -> String {
             Target { deferred: true, .. } => "deferred",
             _ => "on disk",
         };
-        let last = target.last.as_ref().map_or("-".to_owned(), |last| last.message.clone());
-        table.add_row([target.path.display().to_string(), state.to_owned(), unsaved, pending, written, last]);
+        let last = target.last.as_ref().map_or("-", |last| match last.status {
+            0 => &last.message,
+            1 => "failed",
+            _ => "not all was done",
+        });
+        table.add_row([
+            target.path.display().to_string(),
+            state.to_owned(),
+            unsaved,
+            pending,
+            written,
+            last.to_owned(),
+        ]);
     }
     lines.extend(table.lines().map(|line| line.trim_end().to_owned()));
     for target in &status.targets {
-        lines.extend(target.problem.iter().map(|problem| format!("{}: {problem}", target.path.display())));
+        let last = target.last.as_ref().filter(|last| last.status != 0).map(|last| &last.message);
+        let problems = target.problem.iter().filter(|problem| Some(*problem) != last).chain(last);
+        lines.extend(problems.map(|problem| format!("{}: {problem}", target.path.display())));
         lines.extend(target.conflicts.iter().map(|conflict| format!("conflict: {conflict}")));
     }
     lines.extend(status.skipped.iter().map(|skip| format!("skipped: {}: {}", skip.path.display(), skip.reason)));

@@ -1,7 +1,7 @@
 //! A user who exchanges everything in the home all the time, while root starts and stops the cache: with symlinks, hard
 //! links, renames and exchanges, and out of an older mount namespace, in which nothing is mounted on the cache.
 //!
-//! What the user may not touch is compared, and its secrets are looked for in all that root made. `HOSTILE_SECONDS=600`
+//! What the user may not touch is compared and watched, and its secrets are looked for in all that root made. `HOSTILE_SECONDS=600`
 //! for a long run.
 
 use std::fs::{self, Permissions};
@@ -12,8 +12,10 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use rustix::fs::inotify::WatchFlags;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, RenameFlags, linkat, mkdirat, mknodat, renameat_with, unlinkat};
 use test_support::snapshot;
+use test_support::watch::Watch;
 
 use super::{People, Place, fill, make, mounts};
 use crate::tools::{code, text};
@@ -162,6 +164,8 @@ struct Canary {
     before: Vec<snapshot::Snapshot>,
     /// Its files that alice has under another name.
     inodes: Vec<(u64, u64)>,
+    /// The kernel tells who so much as opens any of it: the users cannot.
+    watch: Watch,
 }
 
 impl Canary {
@@ -191,11 +195,23 @@ impl Canary {
         let before = paths.iter().map(|path| snapshot::take(path)).collect();
         let inode = |path: &str| fs::metadata(at(path)).map(|stat| (stat.dev(), stat.ino())).unwrap();
         let inodes = ["home/roots/secret", "home/bob/file"].map(inode).to_vec();
-        Self { paths, before, inodes }
+        let mut watch = Watch::new();
+        for path in &paths {
+            watch.tree(path);
+        }
+        for path in ["home/roots/secret", "home/bob/file"] {
+            // A new name of it changes its status.
+            watch.file(&at(path), WatchFlags::OPEN | WatchFlags::ACCESS | WatchFlags::MODIFY | WatchFlags::DELETE_SELF);
+        }
+        drop(fs::File::open(at("home/roots/secret")).unwrap());
+        assert!(watch.told().iter().any(|line| line.contains("home/roots/secret")), "it is deaf");
+        Self { paths, before, inodes, watch }
     }
 
     /// Nothing of it was changed, and nothing of it is where root put something.
     fn check(&self, people: &People, seed: u64) {
+        let told = self.watch.told();
+        assert!(told.is_empty(), "seed {seed}: {told:#?}");
         for path in [people.kept(), people.world.at("home/alice")] {
             self.search(&path, seed);
         }
@@ -212,6 +228,7 @@ impl Canary {
         for (path, before) in self.paths.iter().zip(&self.before) {
             snapshot::assert_same(before, &snapshot::take(path), &format!("seed {seed}"));
         }
+        self.watch.forget();
     }
 
     /// Below `path` no secret is in a file that is not the canary itself, and nothing belongs to anybody else.

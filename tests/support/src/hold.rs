@@ -9,7 +9,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
-use rustix::fs::{CWD, Mode, OFlags, RenameFlags, ResolveFlags, openat2, renameat_with, symlink};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags, ResolveFlags, link, openat, openat2, renameat_with, symlink};
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use serde::{Deserialize, Serialize};
 
 /// The variable: what is to be done, as JSON.
@@ -25,6 +26,9 @@ pub enum How {
     ThreadDirectory(PathBuf),
     /// Makes small trees in the first directory, and exchanges their directories for symlinks into the second one.
     Exchange(PathBuf, PathBuf),
+    /// Makes small trees in the first directory, mounts parts of the second ones in it, and gives the files of the third
+    /// one more names there.
+    Mount(PathBuf, Vec<PathBuf>, PathBuf),
 }
 
 /// The process.
@@ -81,19 +85,23 @@ pub fn if_asked() {
             });
             thread.join().unwrap();
         }
-        How::Exchange(at, canary) => {
-            let over = AtomicBool::new(false);
-            std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    wait();
-                    over.store(true, Ordering::Relaxed);
-                });
-                let count = exchange(&at, &canary, &over);
-                std::io::stdout().write_all(count.to_string().as_bytes()).unwrap();
-            });
-        }
+        How::Exchange(at, canary) => until_over(|over| exchange(&at, &canary, over)),
+        How::Mount(at, canaries, linked) => until_over(|over| mount(&at, &canaries, &linked, over)),
     }
     std::process::exit(0);
+}
+
+/// Acts until it is told that all is over, and says how often it did something.
+fn until_over(act: impl FnOnce(&AtomicBool) -> usize) {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            wait();
+            over.store(true, Ordering::Relaxed);
+        });
+        let count = act(&over);
+        std::io::stdout().write_all(count.to_string().as_bytes()).unwrap();
+    });
 }
 
 fn wait() {
@@ -101,14 +109,25 @@ fn wait() {
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
 }
 
+/// What a symlink at `place` says that leads to `path`: all of it, or the way there.
+fn leads_to(path: &Path, place: &Path, is_absolute: bool) -> PathBuf {
+    let common = place.ancestors().skip(1).find(|above| path.starts_with(above)).unwrap();
+    if is_absolute || common.parent().is_none() {
+        return path.to_path_buf();
+    }
+    let up = place.strip_prefix(common).unwrap().components().skip(1).map(|_| "..").collect::<PathBuf>();
+    up.join(path.strip_prefix(common).unwrap())
+}
+
 /// Returns how often something was exchanged. Between two bursts everything is at rest for a while, and grows old.
 fn exchange(at: &Path, canary: &Path, over: &AtomicBool) -> usize {
-    let places = ["a", "a/b", "a/b/c"].map(|place| at.join(place));
+    let parts = ["a", "a/b", "a/b/c", "a/7"];
+    let places = parts.map(|part| at.join(part));
     let (mut rng, mut count) = (fastrand::Rng::new(), 0);
     while !over.load(Ordering::Relaxed) {
         // Whatever somebody else removed is made again. Where a symlink is left there is the same behind it.
         let _exists = fs::create_dir_all(&places[2]);
-        for place in &places {
+        for place in &places[..3] {
             for name in 0..100 {
                 let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
                 let path = place.join(name.to_string());
@@ -118,9 +137,38 @@ fn exchange(at: &Path, canary: &Path, over: &AtomicBool) -> usize {
         sleep(Duration::from_micros(rng.u64(0..30_000)));
         let level = rng.usize(0..places.len());
         let link = at.with_extension(level.to_string());
-        let _exists = symlink(canary.join(["a", "a/b", "a/b/c"][level]), &link);
+        let _exists = symlink(leads_to(&canary.join(parts[level]), &places[level], rng.bool()), &link);
         for _ in 0..2 * rng.usize(0..3000) {
             count += usize::from(renameat_with(CWD, &link, CWD, &places[level], RenameFlags::EXCHANGE).is_ok());
+        }
+    }
+    count
+}
+
+/// Returns how often something was mounted.
+fn mount(at: &Path, canaries: &[PathBuf], linked: &Path, over: &AtomicBool) -> usize {
+    let place = at.join("m");
+    let (mut rng, mut count) = (fastrand::Rng::new(), 0);
+    while !over.load(Ordering::Relaxed) {
+        let _exists = fs::create_dir_all(&place);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(dir) = openat2(CWD, &place, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) else { continue };
+        for name in 0..100 {
+            drop(openat(&dir, name.to_string(), OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR));
+        }
+        // Or it would be in use.
+        drop(dir);
+        for name in 0..10 {
+            let _exists = link(linked.join(name.to_string()), at.join(format!("link {name}")));
+        }
+        sleep(Duration::from_micros(rng.u64(0..30_000)));
+        for _ in 0..rng.usize(0..300) {
+            let what = canaries[rng.usize(..canaries.len())].join(["a", "a/b", "a/b/c"][rng.usize(..3)]);
+            if mount_bind(&what, &place).is_ok() {
+                count += 1;
+                sleep(Duration::from_micros(rng.u64(0..100)));
+                unmount(&place, UnmountFlags::DETACH).unwrap();
+            }
         }
     }
     count

@@ -9,3 +9,4 @@ pub mod mapped;
 pub mod model;
 pub mod private;
 pub mod snapshot;
+pub mod watch;

@@ -67,8 +67,9 @@ impl Daemon {
             return;
         }
         self.pressure.looked = Instant::now();
-        let looked = self.system.now().and_then(|system| Ok((room::look(&system)?, Fill::of(&system)?)));
-        let (actions, fill) = match looked {
+        let looked = self.system.now().and_then(|system| Ok((Fill::of(&system)?, room::look(&system)?)));
+        // Before it grows.
+        let (fill, actions) = match looked {
             Ok(looked) => looked,
             // The next checkpoint says what is wrong.
             Err(error) => return tracing::debug!("{error}"),
