@@ -26,4 +26,5 @@ done
 put 644 systemd/user@.service.d/ephemeral-overlay.conf "$units/user@.service.d/ephemeral-overlay.conf"
 put 644 packaging/logrotate "$root/etc/logrotate.d/ephemeral-overlay"
 put 755 systemd/system-shutdown.sh "$root/usr/lib/systemd/system-shutdown/ephemeral-overlay"
+put 755 systemd/system-shutdown.sh "$lib/last-stage"
 put 755 systemd/generator.sh "$root/usr/lib/systemd/system-generators/ephemeral-overlay"

@@ -202,7 +202,10 @@ fn attach(tree: BorrowedFd<'_>, at: BorrowedFd<'_>) -> Result<()> {
 
 /// Binds the directory behind `dir` to `at`, out of reach of every later mount on the original: in a systemd
 /// initramfs all mounts are shared, and an overlay would be propagated into the bind (measured on 257 and 262).
-pub(crate) fn bind_privately(dir: OwnedFd, at: &Path) -> Result<()> {
+///
+/// # Errors
+/// When it cannot be bound; nothing is mounted at `at` then.
+pub fn bind_privately(dir: OwnedFd, at: &Path) -> Result<()> {
     let directory = openat(CWD, at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     Tree::of(dir)?.attach(directory.as_fd()).with_context(|| format!("binding {}", at.display()))?;
     let settle = || {

@@ -77,6 +77,18 @@ pub enum Error {
         /// Where the file system belongs.
         mount_point: PathBuf,
     },
+    /// The bind of a target's directory on disk, without which neither a checkpoint nor a merge can be made.
+    #[error(
+        "{}: somebody unmounted the bind of its directory on disk, {}; nothing was changed, the next boot merges what was saved",
+        target.display(),
+        bind.display()
+    )]
+    LowerGone {
+        /// The target.
+        target: PathBuf,
+        /// Where it was.
+        bind: PathBuf,
+    },
     /// Overlays of ours are mounted that the boot state does not know.
     #[error(
         "the overlays on {targets} are mounted, but boot.json does not know them: nothing of them can be saved by syncd; copy what you need elsewhere and reboot"

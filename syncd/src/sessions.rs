@@ -28,6 +28,8 @@ pub struct Sessions {
     source: Source,
     /// Who is logged in, by a name that means something to the source only; `None` where nobody knows.
     present: Option<BTreeSet<String>>,
+    /// The last look missed somebody.
+    left: bool,
 }
 
 #[derive(Debug)]
@@ -65,7 +67,7 @@ impl Sessions {
                 )
             }
         };
-        Self { source, present: None }
+        Self { source, present: None, left: false }
     }
 
     /// Who it is, in a word.
@@ -100,8 +102,15 @@ impl Sessions {
             Source::Nothing => None,
         };
         let turn = turn(before.as_ref(), now.as_ref());
+        self.left = before.zip(now.as_ref()).is_some_and(|(before, now)| !before.is_subset(now));
         self.present = now;
         turn
+    }
+
+    /// Whether somebody who was logged in before the last look no longer was.
+    #[must_use]
+    pub fn somebody_left(&self) -> bool {
+        self.left
     }
 
     /// How many are logged in; `None` where nobody knows.

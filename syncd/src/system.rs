@@ -173,7 +173,19 @@ impl System {
     /// # Errors
     /// When one of them cannot be opened.
     pub fn upper_and_lower(&self, target: &Path) -> Result<(Tree, Tree)> {
-        Ok((Tree::open(&self.layout.upper(target))?, Tree::open(&self.layout.lower(target))?))
+        Ok((Tree::open(&self.layout.upper(target))?, self.lower(target)?))
+    }
+
+    /// What a target that is in RAM lies over, by its bind.
+    ///
+    /// # Errors
+    /// [`Error::LowerGone`] where that is not mounted: the empty directory below it is not the target's.
+    pub fn lower(&self, target: &Path) -> Result<Tree> {
+        let bind = self.layout.lower(target);
+        if !early::sys::is_mounted(&bind) {
+            return Err(Error::LowerGone { target: target.to_path_buf(), bind });
+        }
+        Ok(Tree::open(&bind)?)
     }
 }
 

@@ -14,6 +14,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use test_support::snapshot::{self, Snapshot};
 
 use crate::restart::sweep;
+use crate::run::Daemon;
 use crate::sweep::{copy, strace};
 use crate::tools::{self, text};
 use crate::world::{Disk, Fs, World, expect};
@@ -31,6 +32,8 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_copy_that_has_no_room_is_not_begun", a_copy_that_has_no_room_is_not_begun),
     ("what_is_no_cache_of_the_user_is_left", what_is_no_cache_of_the_user_is_left),
     ("a_folder_that_is_not_the_users_is_left", a_folder_that_is_not_the_users_is_left),
+    ("everybody_gets_one_at_once", everybody_gets_one_at_once),
+    ("the_daemon_sees_to_them_where_no_systemd_does", the_daemon_sees_to_them_where_no_systemd_does),
     ("accounts_are_left_alone", accounts_are_left_alone),
     ("nothing_is_unmounted_that_is_in_use", nothing_is_unmounted_that_is_in_use),
     ("a_cache_that_is_moved_meanwhile_is_not_covered", race::a_cache_that_is_moved_meanwhile_is_not_covered),
@@ -470,6 +473,38 @@ fn a_folder_that_is_not_the_users_is_left() {
             }
         }
     }
+}
+
+/// One whose cache cannot be used keeps nobody else from theirs.
+fn everybody_gets_one_at_once() {
+    let people = People::new(Place::SameDisk);
+    let before = people.mounts();
+    let cache = |name: &str| people.world.at("home").join(name).join(".cache");
+    symlink("/etc", cache("alice")).unwrap();
+    let all = |action: &str| people.world.syncd(&["user-cache", action]);
+    said(&all("start"), 3, "alice/.cache is left as it is: it is a symlink");
+    assert!(mounts(&cache("alice")).is_empty());
+    assert_eq!(mounts(&cache("bob")).len(), 3);
+    for name in ["git", "daemon", "nobody"] {
+        assert!(!cache(name).exists(), "{name}");
+    }
+    expect(&all("stop"), 0);
+    assert_eq!(people.mounts(), before);
+}
+
+/// Where systemd runs a unit does it, for each session.
+fn the_daemon_sees_to_them_where_no_systemd_does() {
+    let people = People::new(Place::SameDisk);
+    people.world.boot();
+    let daemon = Daemon::start_with(people.world.syncd_command(&["run"]), |_| ());
+    let is_ours = !Path::new("/run/systemd/system").exists();
+    assert_eq!(mounts(&people.cache()).len(), if is_ours { 3 } else { 0 }, "{}", daemon.text());
+    drop(daemon);
+    people.stopped();
+    // Without the hook nothing is in RAM.
+    people.cut();
+    let daemon = Daemon::start_with(people.world.syncd_command(&["run"]), |_| ());
+    assert!(mounts(&people.cache()).is_empty(), "{}", daemon.text());
 }
 
 fn accounts_are_left_alone() {

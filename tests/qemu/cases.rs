@@ -6,7 +6,9 @@ mod damage;
 mod deferred;
 mod exact;
 mod harness;
+mod inits;
 mod live;
+mod openrc;
 mod power;
 mod refusal;
 mod sessions;
@@ -21,15 +23,18 @@ use crate::machine::{Boot, Machine, Setup};
 pub(crate) type Case = fn(Setup);
 
 /// Those of a small system, with the module that each is in.
-pub(crate) const MINIMAL: [(&str, &[(&str, Case)]); 7] = [
+pub(crate) const MINIMAL: [(&str, &[(&str, Case)]); 8] = [
     ("harness", harness::CASES),
     ("power", power::CASES),
     ("refusal", refusal::CASES),
     ("damage", damage::CASES),
     ("exact", exact::CASES),
     ("cut", cut::CASES),
+    ("inits", inits::CASES),
     ("live", live::CASES),
 ];
+/// Those of a release of Debian with OpenRC.
+pub(crate) const OPENRC: (&str, &[(&str, Case)]) = ("openrc", openrc::CASES);
 /// Those of a release of Debian.
 pub(crate) const DEBIAN: [(&str, &[(&str, Case)]); 4] = [
     ("systemd", systemd::CASES),

@@ -10,8 +10,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::tools::{self, kept, run};
 
-/// What a system has beside the minimum.
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,libpam-systemd,procps,util-linux,passwd,logrotate";
+/// What a system with systemd has beside the minimum.
+const SYSTEMD: &str = "systemd,systemd-sysv,dbus,udev,kmod,libpam-systemd,procps,util-linux,passwd,logrotate";
+/// What one with OpenRC has. `fuser` is what OpenRC kills with.
+const OPENRC: &str = "openrc,kmod,psmisc,util-linux,passwd";
 
 /// A release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,17 +36,26 @@ impl Suite {
         }
     }
 
-    /// The tree of a whole system, made once. Nobody changes it.
+    /// The tree of a whole system with systemd, made once. Nobody changes it.
     pub(crate) fn root(self) -> Result<PathBuf> {
+        self.root_of(self.name(), SYSTEMD)
+    }
+
+    /// The same with OpenRC.
+    pub(crate) fn openrc_root(self) -> Result<PathBuf> {
+        self.root_of(&format!("{}-openrc", self.name()), OPENRC)
+    }
+
+    fn root_of(self, name: &str, packages: &str) -> Result<PathBuf> {
         let roots = kept("roots");
         fs::create_dir_all(&roots).with_context(|| format!("mkdir {}", roots.display()))?;
-        let root = roots.join(self.name());
+        let root = roots.join(name);
         if root.exists() {
             return Ok(root);
         }
         let fresh = tempfile::Builder::new().prefix(".debootstrap-").tempdir_in(&roots).context("mkdtemp")?;
         let tree = fresh.path().join("root");
-        let include = format!("--include={PACKAGES}");
+        let include = format!("--include={packages}");
         let mut debootstrap = tools::command("debootstrap")?;
         debootstrap.args(["--variant=minbase", &include, self.name()]).arg(&tree).arg(mirror()?);
         // An older debootstrap does not know the newer releases, which are made as sid is.

@@ -41,6 +41,8 @@ pub(crate) enum System {
     Minimal,
     /// A release of Debian, with systemd.
     Debian(Suite),
+    /// The same release with OpenRC.
+    OpenRc(Suite),
 }
 
 impl Setup {
@@ -49,13 +51,15 @@ impl Setup {
         match self.system {
             System::Minimal => (256, self.fs.least(), Duration::from_secs(240)),
             System::Debian(_) => (640, 1024, Duration::from_secs(400)),
+            System::OpenRc(_) => (384, 768, Duration::from_secs(400)),
         }
     }
 
     fn name(&self) -> String {
         let system = match self.system {
-            System::Minimal => "minimal",
-            System::Debian(suite) => suite.name(),
+            System::Minimal => "minimal".to_owned(),
+            System::Debian(suite) => suite.name().to_owned(),
+            System::OpenRc(suite) => format!("{}-openrc", suite.name()),
         };
         format!("{}-{}-{system}", self.kernel.series, self.fs.name())
     }

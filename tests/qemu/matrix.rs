@@ -90,5 +90,14 @@ pub(crate) fn tests(full: bool) -> Vec<Test> {
             }
         }
     }
+    let (module, cases) = cases::OPENRC;
+    for &(name, case) in cases {
+        // They take minutes.
+        if full {
+            let (suite, (series, fs)) = (EVERYDAY_DEBIAN, EVERYDAY);
+            let name = format!("{}::{module}::{name}", suite.name());
+            tests.push(Test { name, series, fs, system: System::OpenRc(suite), case });
+        }
+    }
     tests
 }

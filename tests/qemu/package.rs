@@ -14,3 +14,10 @@ pub(crate) fn install(root: &Path) -> Result<()> {
     script.arg(repository().join("packaging/install.sh")).args([binaries.path(""), binaries.path("syncd")]);
     tools::finish(script.env("DESTDIR", root)).map(drop)
 }
+
+/// Puts the package for OpenRC below `root`.
+pub(crate) fn install_openrc(root: &Path) -> Result<()> {
+    let mut script = tools::command("sh")?;
+    script.arg(repository().join("packaging/openrc/install.sh"));
+    tools::finish(script.env("DESTDIR", root)).map(drop)
+}

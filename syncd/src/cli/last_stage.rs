@@ -1,13 +1,14 @@
-//! `syncd last-stage`: at the end of a shutdown, when every process is dead and the overlays are unmounted, what is
-//! still in RAM goes into a last checkpoint, and everything is merged. The machine then boots the same with or without
-//! the hook. It depends on no unit having run.
+//! `syncd last-stage`: at the end of a shutdown, when every process is dead, what is still in RAM goes into a last
+//! checkpoint, and everything is merged. The machine then boots the same with or without the hook. It depends on no unit
+//! having run, and on no init: systemd has unmounted the overlays by then, others leave that to us.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use early::cover;
 use early::writable::Writable;
-use ephemeral_overlay::mountinfo;
+use early::{cover, sys};
+use ephemeral_overlay::error::At;
+use ephemeral_overlay::mountinfo::{self, Mount};
 use rustix::mount::{UnmountFlags, unmount};
 use syncd::Error;
 use syncd::progress::Progress;
@@ -29,6 +30,7 @@ pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::R
         return finish(Vec::new(), json);
     }
     let begun = Instant::now();
+    unmount_overlays(system)?;
     let mut writable = Vec::new();
     // systemd-shutdown left everything read-only. What cannot be written to must not keep the rest from being saved.
     let mut make = |path: PathBuf| match Writable::make([path]) {
@@ -78,6 +80,52 @@ pub(crate) fn run(system: &System, progress: &Progress, json: bool) -> anyhow::R
     }
     outcome = outcome.max(finish(reports, json)?);
     Ok(outcome)
+}
+
+/// Unmounts the overlays that are still mounted, with what is mounted in them. One that is in use stays, and is saved.
+fn unmount_overlays(system: &System) -> anyhow::Result<()> {
+    let text = std::fs::read("/proc/self/mountinfo").at("read", "/proc/self/mountinfo")?;
+    let mounts = mountinfo::parse(&text);
+    for state in system.boot.iter().flat_map(|boot| &boot.targets).filter(|state| !state.released) {
+        let at = std::fs::canonicalize(system.layout.below_root(&state.path)).at("realpath", &state.path)?;
+        let overlay = mounts.iter().find(|mount| mount.mount_point == at && mount.device == state.device);
+        let gone = overlay.map_or(Ok(true), |overlay| unmount_with_inner(&mounts, overlay));
+        let found = gone.and_then(|is_gone| if is_gone { find_lower(system, &state.path) } else { Ok(()) });
+        if let Err(error) = found {
+            // What needs it says so.
+            tracing::warn!("{}: {error:#}", state.path.display());
+        }
+    }
+    Ok(())
+}
+
+/// Unmounts an overlay with what is mounted in it; says whether it is gone. Where something is in use the rest stays, too.
+fn unmount_with_inner(mounts: &[Mount], overlay: &Mount) -> anyhow::Result<bool> {
+    // Their order in the table is that in which they were made, which is not that in which they were mounted.
+    let mut tree = vec![overlay];
+    let mut next = 0;
+    while let Some(&parent) = tree.get(next) {
+        tree.extend(mounts.iter().filter(|mount| mount.parent == parent.id));
+        next += 1;
+    }
+    for mount in tree.into_iter().rev() {
+        if !sys::unmount_unused(&mount.mount_point)? {
+            tracing::debug!("{} is in use", mount.mount_point.display());
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Binds the directory on disk of a target whose overlay is gone once more, where an init has unmounted all that it could,
+/// our bind as well.
+fn find_lower(system: &System, target: &Path) -> anyhow::Result<()> {
+    let at = system.layout.lower(target);
+    if sys::is_mounted(&at) {
+        return Ok(());
+    }
+    system.check_mounted("it", target)?;
+    sys::bind_privately(system.layout.open_dir(target)?, &at)
 }
 
 /// Syncs what was made writable, and makes it read-only again, each whatever becomes of the others.

@@ -109,7 +109,7 @@ pub(crate) fn one(
         system.check_mounted("it", target)?;
     }
     let lower = match state {
-        Some(_) => Tree::open(&system.layout.lower(target))?,
+        Some(_) => system.lower(target)?,
         None => Tree::new(system.layout.open_dir(target)?, &system.layout.below_root(target)),
     };
     // The mount that is seen at the target counts, not only the bind below it.

@@ -1,9 +1,11 @@
 //! `syncd run`: the daemon. It saves what is in RAM at the last logout, at intervals, before a suspend, when it is asked
-//! to, and when it ends; it sees to it that there is room in RAM, and cleans the tmpfs folders.
+//! to, and when it ends; it sees to it that there is room in RAM, cleans the tmpfs folders, and sees to the caches of users
+//! where no systemd does.
 //!
 //! Threads of their own wait for signals and for sessions; all that is done is done here, one thing after the other. A
 //! checkpoint never holds anything in a target open longer than it lasts, nor does the log.
 
+mod caches;
 mod cleaning;
 pub(super) mod log;
 mod ram;
@@ -17,6 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use caches::Caches;
 use cleaning::Cleaner;
 use ram::Pressure;
 use sd_notify::NotifyState;
@@ -59,6 +62,7 @@ struct Daemon {
     /// What is to be kept is known only from a configuration that is valid.
     is_config_valid: bool,
     cleaner: Cleaner,
+    caches: Caches,
     pressure: Pressure,
     watchdog: Watchdog,
 }
@@ -77,6 +81,7 @@ pub(crate) fn run(system: System) -> anyhow::Result<Outcome> {
         delay: sessions.delay_sleep(),
         is_config_valid: system.config_error.is_none(),
         cleaner: Cleaner::new(&system),
+        caches: Caches::default(),
         pressure: Pressure::none(),
         system,
         events,
@@ -88,6 +93,9 @@ pub(crate) fn run(system: System) -> anyhow::Result<Outcome> {
         state: String::new(),
         watchdog: Watchdog::start(),
     };
+    if daemon.is_config_valid {
+        Caches::start(&daemon.system);
+    }
     daemon.look_at_sessions();
     daemon.say_state(&[NotifyState::Ready]);
     tracing::info!("{} is watched; sessions are told by {}", daemon.targets_in_words(), daemon.sessions.source());
@@ -109,6 +117,7 @@ impl Daemon {
             if self.is_config_valid {
                 let _busy = self.watchdog.busy();
                 self.cleaner.clean_what_is_due(&self.system);
+                self.caches.empty_what_is_due(&self.system);
             }
             let left = self.next_deadline().saturating_duration_since(Instant::now());
             let event = self.events.recv_timeout(left);
@@ -133,7 +142,7 @@ impl Daemon {
         let config = &self.system.config.checkpoint;
         let save = self.schedule.next(config).filter(|_| config.snapshot);
         let clean = Some(self.cleaner.next(&self.system)).filter(|_| self.is_config_valid);
-        [save, clean, self.find].into_iter().flatten().fold(self.pressure.next(), Instant::min)
+        [save, clean, self.find, self.caches.next()].into_iter().flatten().fold(self.pressure.next(), Instant::min)
     }
 
     fn is_saving_at_intervals(&self) -> bool {
@@ -168,7 +177,11 @@ impl Daemon {
     }
 
     fn look_at_sessions(&mut self) {
-        match self.sessions.look() {
+        let turn = self.sessions.look();
+        if self.sessions.somebody_left() {
+            self.caches.somebody_left(&self.system);
+        }
+        match turn {
             Turn::None => {}
             Turn::FirstLogin => {
                 tracing::info!("the first login");
@@ -244,6 +257,7 @@ impl Daemon {
                 log::to_file(&self.system.layout.below_root(&config.log.file));
                 self.system.config = config;
                 self.is_config_valid = true;
+                Caches::start(&self.system);
                 tracing::info!("the configuration was read again");
             }
             Err(error) => tracing::error!("{error}; the configuration stays what it was"),

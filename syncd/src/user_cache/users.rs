@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::Layout;
+use ephemeral_overlay::error::At;
 use ephemeral_overlay::layout::{GROUP, PASSWD};
+use procfs::ProcError;
 
 use crate::error::Result;
 
@@ -41,6 +43,33 @@ impl User {
         Ok(parse(&read(PASSWD)?, &read(GROUP)?, uid))
     }
 
+    /// Everybody in `etc/passwd` who may log in. Whoever only NSS knows is not in there: who that may be all together,
+    /// a directory server for one need not tell.
+    ///
+    /// # Errors
+    /// When the users cannot be read.
+    pub fn people(layout: &Layout) -> Result<Vec<Self>> {
+        let passwd = layout.read_text(Path::new(PASSWD))?.unwrap_or_default();
+        let mut people = Vec::new();
+        for uid in passwd.lines().filter_map(|line| line.split(':').nth(2)?.parse().ok()) {
+            people.extend(Self::find(layout, uid)?.filter(|user| user.is_no_person().is_none()));
+        }
+        people.dedup_by_key(|user| user.uid);
+        Ok(people)
+    }
+
+    /// Whether a process of this user runs, whatever it is doing.
+    ///
+    /// # Errors
+    /// When the processes cannot be listed.
+    pub fn runs_anything(&self) -> Result<bool> {
+        let failed = |error: ProcError| std::io::Error::other(error);
+        let processes = procfs::process::all_processes().map_err(failed).at("read", "/proc")?;
+        // One that is gone meanwhile is nobody's.
+        let all = processes.filter_map(|process| process.ok()?.status().ok());
+        Ok(all.into_iter().any(|status| [status.ruid, status.euid, status.suid].contains(&self.uid)))
+    }
+
     /// Why the cache of this user stays on disk, unless it is one of a person who logs in.
     #[must_use]
     pub fn is_no_person(&self) -> Option<&'static str> {
@@ -59,7 +88,6 @@ impl User {
 
 #[cfg(not(target_feature = "crt-static"))]
 fn nss(uid: u32) -> Result<Option<User>> {
-    use ephemeral_overlay::error::At;
     use nix::unistd::{self, Uid, getgrouplist};
     let failed = |errno: nix::Error| std::io::Error::from(errno);
     let Some(found) = unistd::User::from_uid(Uid::from_raw(uid)).map_err(failed).at("getpwuid_r", PASSWD)? else {

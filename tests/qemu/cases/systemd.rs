@@ -17,7 +17,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
 fn suite(on: Setup) -> Suite {
     match on.system {
         System::Debian(suite) => suite,
-        System::Minimal => panic!("this is about a release of Debian"),
+        System::Minimal | System::OpenRc(_) => panic!("this is about a release of Debian"),
     }
 }
 

@@ -6,12 +6,11 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::{Setup, System};
 use crate::binaries::Binaries;
-use crate::debian::Suite;
-use crate::disk::{Disk, Fs};
+use crate::disk::Disk;
 use crate::package;
 use crate::tools::{kept, run, which};
 
@@ -37,6 +36,20 @@ const MASKED: [&str; 6] = [
 /// What the README enables.
 const UNITS: [&str; 3] =
     ["ephemeral-overlay.service", "ephemeral-overlay-late.service", "ephemeral-overlay-syncd.service"];
+/// Services of OpenRC: some that it has itself, and the one that follows the script of a boot.
+const OPENRC_SCRIPTS: [(&str, &str); 5] = [
+    ("/etc/init.d/localmount", include_str!("../openrc/localmount")),
+    ("/etc/init.d/bootmisc", include_str!("../openrc/bootmisc")),
+    ("/etc/init.d/killprocs", include_str!("../openrc/killprocs")),
+    ("/etc/init.d/mount-ro", include_str!("../openrc/mount-ro")),
+    ("/etc/init.d/qemu-guest", include_str!("../openrc/qemu-guest")),
+];
+/// Which of them are in which runlevel; of ours, what the README says.
+const RUNLEVELS: [(&str, &[&str]); 3] = [
+    ("boot", &["localmount", "bootmisc", "ephemeral-overlay"]),
+    ("default", &["ephemeral-overlay-syncd", "qemu-guest"]),
+    ("shutdown", &["killprocs", "savecache", "ephemeral-overlay-shutdown", "mount-ro"]),
+];
 /// The same in every machine, so that a test knows where its journal is.
 pub(crate) const MACHINE_ID: &str = "0123456789abcdef0123456789abcdef";
 
@@ -49,8 +62,8 @@ pub(super) fn create(image: &Path, on: Setup, files: &[(&str, &str)]) -> Result<
             put(tree.path(), files)?;
             Disk::create(image, on.fs, on.measures().1, tree.path())
         }
-        System::Debian(suite) => {
-            let base = debian(suite, on)?;
+        System::Debian(_) | System::OpenRc(_) => {
+            let base = whole(on)?;
             run("cp", &["--sparse=always".as_ref(), base.as_os_str(), image.as_os_str()])?;
             Disk::edit(image, on.fs, |root| put(root, files))
         }
@@ -69,7 +82,7 @@ fn put(root: &Path, files: &[(&str, &str)]) -> Result<()> {
         }
         if contents.contains("[Install]") {
             let name = below.file_name().context("a name")?;
-            run("chroot", &[root.as_os_str(), "systemctl".as_ref(), "enable".as_ref(), name])?;
+            chroot(root, &["systemctl", "enable", &name.to_string_lossy()])?;
         }
     }
     Ok(())
@@ -104,31 +117,56 @@ fn minimal(root: &Path) -> Result<()> {
 }
 
 /// An image with a release of Debian and all of our package, made once in each run.
-fn debian(suite: Suite, on: Setup) -> Result<PathBuf> {
-    static MADE: Mutex<Option<HashMap<(Suite, Fs), PathBuf>>> = Mutex::new(None);
+fn whole(on: Setup) -> Result<PathBuf> {
+    static MADE: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
     let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
     let made = made.get_or_insert_default();
-    if let Some(path) = made.get(&(suite, on.fs)) {
+    let (tree, fill): (_, fn(&Path) -> Result<()>) = match on.system {
+        System::Debian(suite) => (suite.root()?, systemd),
+        System::OpenRc(suite) => (suite.openrc_root()?, openrc),
+        System::Minimal => bail!("a small system is made anew for each machine"),
+    };
+    let name = format!("{}-{}", tree.file_name().context("a name")?.to_string_lossy(), on.fs.name());
+    if let Some(path) = made.get(&name) {
         return Ok(path.clone());
     }
-    let tree = suite.root()?;
-    let path = kept(&format!("{}-{}.img", suite.name(), on.fs.name()));
+    let path = kept(&format!("{name}.img"));
     Disk::create(&path, on.fs, on.measures().1, &tree)?;
     Disk::edit(&path, on.fs, |root| {
         package::install(root)?;
         fs::copy(Binaries::get()?.path("qemu-guest"), root.join("usr/bin/qemu-guest")).context("copy qemu-guest")?;
-        fs::write(root.join("etc/machine-id"), format!("{MACHINE_ID}\n")).context("write machine-id")?;
-        for directory in ["persist", "var/log/journal"] {
-            fs::create_dir_all(root.join(directory)).with_context(|| format!("mkdir {directory}"))?;
-        }
-        let systemctl = |words: &[&str]| {
-            let words = ["systemctl"].iter().chain(words).map(AsRef::as_ref);
-            run("chroot", &[root.as_os_str()].into_iter().chain(words).collect::<Vec<_>>()).map(drop)
-        };
-        systemctl(&[&["mask"], MASKED.as_slice()].concat())?;
-        systemctl(&[&["enable"], UNITS.as_slice()].concat())?;
-        put(root, &[("/etc/systemd/system/qemu-guest.service", GUEST_UNIT)])
+        fs::create_dir_all(root.join("persist")).context("mkdir persist")?;
+        fill(root)
     })?;
-    made.insert((suite, on.fs), path.clone());
+    made.insert(name, path.clone());
     Ok(path)
+}
+
+fn systemd(root: &Path) -> Result<()> {
+    fs::write(root.join("etc/machine-id"), format!("{MACHINE_ID}\n")).context("write machine-id")?;
+    fs::create_dir_all(root.join("var/log/journal")).context("mkdir journal")?;
+    chroot(root, &[&["systemctl", "mask"], MASKED.as_slice()].concat())?;
+    chroot(root, &[&["systemctl", "enable"], UNITS.as_slice()].concat())?;
+    put(root, &[("/etc/systemd/system/qemu-guest.service", GUEST_UNIT)])
+}
+
+/// Debian's OpenRC lacks the scripts of the early boot and of the end of a shutdown; those that matter here do what
+/// OpenRC's own do.
+fn openrc(root: &Path) -> Result<()> {
+    package::install_openrc(root)?;
+    put(root, &OPENRC_SCRIPTS)?;
+    for (level, services) in RUNLEVELS {
+        for service in services {
+            chroot(root, &["rc-update", "add", service, level])?;
+        }
+    }
+    let busybox = which("busybox").context("busybox is not installed")?;
+    fs::copy(&busybox, root.join("usr/bin/busybox")).context("copy busybox")?;
+    chroot(root, &["useradd", "--create-home", "--uid", "1000", "--shell", "/bin/sh", "anna"])?;
+    symlink("openrc-init", root.join("usr/sbin/init")).context("symlink init")
+}
+
+fn chroot(root: &Path, words: &[&str]) -> Result<()> {
+    let words = words.iter().map(AsRef::as_ref);
+    run("chroot", &[root.as_os_str()].into_iter().chain(words).collect::<Vec<_>>()).map(drop)
 }

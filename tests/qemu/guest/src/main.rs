@@ -38,8 +38,8 @@ fn main() {
         Err(error) => say(&format!("VERDICT failed: {error:#}")),
     }
     let asked = match end {
-        Ok(End::SoftReboot) => shutdown::ask_systemd("soft-reboot"),
-        Ok(End::Shutdown) if !is_init() => shutdown::ask_systemd("reboot"),
+        Ok(End::SoftReboot) => shutdown::ask_init("soft-reboot"),
+        Ok(End::Shutdown) if !is_init() => shutdown::ask_init("reboot"),
         _ => Err(anyhow::anyhow!("at once")),
     };
     if asked.is_err() {
@@ -78,6 +78,10 @@ fn run() -> Result<End> {
                 End::Shutdown
             }
             "shutdown" => End::Shutdown,
+            "shutdown plain" | "shutdown plain-after-umount" => {
+                shutdown::plain(line.ends_with("umount")).context("`shutdown`")?;
+                End::Shutdown
+            }
             _ => {
                 script::execute(line).with_context(|| format!("`{line}`"))?;
                 End::AtOnce

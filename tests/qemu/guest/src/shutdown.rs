@@ -21,10 +21,45 @@ const INITRAMFS: &str = "/run/initramfs";
 /// What systemd-shutdown runs last.
 const PROGRAMS: &str = "/usr/lib/systemd/system-shutdown";
 
-/// Has systemd end this boot: `reboot`, `soft-reboot`.
-pub(crate) fn ask_systemd(how: &str) -> Result<()> {
-    let status = Command::new("/usr/bin/systemctl").args(["--no-block", how]).status().context("execve systemctl")?;
-    ensure!(status.success(), "systemctl {how}: {status}");
+/// What every init but systemd is to run last.
+const LAST_STAGE: &str = "/usr/lib/ephemeral-overlay/last-stage";
+/// Where OpenRC is what runs.
+const OPENRC: &str = "/run/openrc";
+
+/// Has the init end this boot: `reboot`, or with systemd `soft-reboot`.
+pub(crate) fn ask_init(how: &str) -> Result<()> {
+    let mut command = if Path::new(OPENRC).exists() {
+        let mut command = Command::new("/usr/sbin/openrc-shutdown");
+        command.args([&format!("--{how}"), "now"]);
+        command
+    } else {
+        let mut command = Command::new("/usr/bin/systemctl");
+        command.args(["--no-block", how]);
+        command
+    };
+    let status = command.status().with_context(|| format!("execve {command:?}"))?;
+    ensure!(status.success(), "{command:?}: {status}");
+    Ok(())
+}
+
+/// The end of a shutdown by an init that knows nothing of us but one line: every process is killed, and that line is run.
+/// Some unmount what they can before, also what is ours, but no tmpfs.
+pub(crate) fn plain(after_umount: bool) -> Result<()> {
+    kill_all();
+    if after_umount {
+        let mounts = mounts()?;
+        let is_kept = |mount: &&mountinfo::Mount| {
+            mount.mount_point == Path::new("/") || ["tmpfs", "devtmpfs", "proc", "sysfs"].contains(&&*mount.fs_type)
+        };
+        for mount in mounts.iter().rev().filter(|mount| !is_kept(mount)) {
+            if let Err(error) = unmount(&mount.mount_point, UnmountFlags::NOFOLLOW) {
+                say(&format!("BUSY {}: {error}", mount.mount_point.display()));
+            }
+        }
+    }
+    let status = Command::new(LAST_STAGE).env_clear().status().with_context(|| format!("execve {LAST_STAGE}"))?;
+    say(&format!("LAST {LAST_STAGE} {status}"));
+    rustix::fs::sync();
     Ok(())
 }
 
