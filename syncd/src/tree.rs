@@ -184,7 +184,8 @@ pub fn open_child_file(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rust
     openat2(dir, name, flags, Mode::empty(), resolve).map(File::from)
 }
 
-/// The names in a directory, sorted.
+/// The names in a directory, sorted, each once: the kernel may list one twice that is renamed meanwhile (readdir(3)
+/// does not rule it out).
 ///
 /// # Errors
 /// Whatever getdents64(2) says: a listing that fails is never an empty one.
@@ -198,6 +199,7 @@ pub fn list(dir: BorrowedFd<'_>, path: &Path) -> Result<Vec<OsString>, SystemErr
         }
     }
     names.sort_unstable();
+    names.dedup();
     Ok(names)
 }
 
