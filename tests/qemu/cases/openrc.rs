@@ -68,7 +68,7 @@ fn day(on: Setup) {
         sh checkpoints 2\n\
         run rc-service ephemeral-overlay-syncd start\n\
         sh wait-until 'test $(grep -c is.watched /var/log/ramoverlay.log) = 2'\n\
-        sh echo 'echo mine >~/.cache/mine; id -un >/tmp/who' >/run/lines\n\
+        sh echo 'echo mine >~/.cache/mine; id -un >/tmp/new && mv /tmp/new /tmp/who' >/run/lines\n\
         spawn /usr/local/bin/session\n\
         sh wait-until 'test -e /tmp/who' && echo logged in: $(cat /tmp/who)\n\
         sh cat /run/session\n\
