@@ -21,13 +21,20 @@ use ephemeral_overlay::token::Token;
 use ephemeral_overlay::{CHECKPOINT_FORMAT, Layout};
 use rustix::fs::{
     Dir, FileType, Gid, Mode, OFlags, RawMode, Stat, Timespec, Timestamps, Uid, fchmod, fchown, fstat, futimens,
-    mkdirat, openat, renameat,
+    mkdirat, openat, renameat, statvfs,
 };
 
 use crate::cover::Cover;
 use crate::plan::{Keep, Plan, Step};
 use crate::sys::{self, FileSystem, Tree};
 use crate::utab;
+
+/// With fewer free inodes than this a tmpfs is as good as full.
+const FEW_INODES: u64 = 64;
+/// How many it gets then. Each takes about 1 KiB of memory.
+const MORE_INODES: u64 = 256;
+/// How often it is tried again where others took them all.
+const TRIES: usize = 8;
 
 /// Unpacks the pending chain of a target into its upper directory.
 pub type Unpack<'a> = &'a dyn Fn(&Path) -> Result<()>;
@@ -194,8 +201,7 @@ impl Executor<'_> {
     fn overlay(&mut self, target: &Path, unpack: bool, passthrough: &[PathBuf]) -> Result<()> {
         let (lower, upper, work) = (self.layout.lower(target), self.layout.upper(target), self.layout.work(target));
         let mut mount = || {
-            let upper_dir = create_dir(&upper)?;
-            create_dir(&work)?;
+            let upper_dir = with_room(self.layout, || create_dir(&work).and_then(|_| create_dir(&upper)))?;
             copy_own_attributes(open_host_dir(&lower)?.as_fd(), upper_dir.as_fd(), &upper)?;
             if unpack {
                 (self.unpack)(target)?;
@@ -299,6 +305,29 @@ pub fn mount_again(layout: &Layout, target: &Path, state: &mut BootState) -> Res
     unnoted.map_or(Ok(()), |error| Err(error.into()))
 }
 
+/// Does something that takes inodes of our tmpfs, a handful, and sees to it that it has them: a full one must not keep a
+/// target from being shown that was in RAM already. It gets [`MORE_INODES`] then, even beyond `overlay.size`. Where others
+/// take them all at the same moment it is done again.
+///
+/// # Errors
+/// What `act` says at last.
+pub fn with_room<T, E>(layout: &Layout, mut act: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    let ram = layout.ram();
+    // Without a limit both are 0.
+    let short = || statvfs(&ram).ok().filter(|stat| stat.f_ffree < FEW_INODES && stat.f_files > 0);
+    for _ in 0..TRIES {
+        if let Some(stat) = short().filter(|_| sys::is_mounted(&ram)) {
+            // Where that fails there may be enough all the same.
+            drop(sys::resize(&ram, stat.f_blocks * stat.f_frsize, stat.f_files + MORE_INODES));
+        }
+        match act() {
+            Err(_) if short().is_some() => {}
+            done => return done,
+        }
+    }
+    act()
+}
+
 /// Mounts an overlay on the directories that were made for it, and below it the cover; returns `state` with both, which was
 /// noted before anybody could use the overlay: of one that nobody knows of nothing could be saved.
 fn mount_overlay(
@@ -332,7 +361,9 @@ fn mount_overlay(
         cover.as_ref().map_or(Ok(()), |cover| cover.attach(layout, target))?;
         Ok(layout.open_dir(target)?)
     };
-    overlay.mount_on(&at, &note_it).inspect_err(|_| {
+    // Overlayfs makes a directory of its own; without room for its attribute it would mount, and make none opaque.
+    let mounted = with_room(layout, || overlay.mount_on(&at, &note_it));
+    mounted.inspect_err(|_| {
         if let Some(cover) = &cover {
             cover.remove(layout, target);
         }

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use early::apply::with_room;
 use ephemeral_overlay::Layout;
 use ephemeral_overlay::error::{At, SystemError};
 use ephemeral_overlay::mountinfo;
@@ -55,7 +56,7 @@ pub fn prove(layout: &Layout, target: &Path, state: Option<&TargetState>, lower:
             ));
         }
     }
-    if state.is_some() && !probe(layout, target)? {
+    if state.is_some() && !with_room(layout, || probe(layout, target))? {
         return alive(
             "something still uses its overlay, which is mounted nowhere any more; the next boot merges it".to_owned(),
         );

@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use early::apply::mount_again;
+use early::apply::{mount_again, with_room};
 use early::cover;
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::layout::open_host_dir;
@@ -103,10 +103,10 @@ pub fn wait_until_unused(layout: &Layout, target: &Path) -> Result<Option<String
 /// When it cannot be mounted; what is in RAM is still there. That something could not be hidden or noted is returned, and no
 /// reason to show a half merged directory.
 pub fn put_back(layout: &Layout, target: &Path, state: &mut BootState, store: &TargetStore) -> Result<Option<Error>> {
-    let hidden = (|| {
+    let hidden = with_room(layout, || {
         let (upper, lower) = (Tree::open(&layout.upper(target))?, Tree::open(&layout.lower(target))?);
         hide_unfinished(store, &lower, &upper)
-    })();
+    });
     match mount_again(layout, target, state) {
         Err(error) if !is_mounted(layout, target)? => Err(Error::Mount { path: target.to_path_buf(), source: error }),
         Err(error) => Ok(Some(Error::Mount { path: target.to_path_buf(), source: error })),
