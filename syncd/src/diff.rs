@@ -116,9 +116,8 @@ pub fn diff<'a>(
     });
     let gone = not_found(net, scan).filter(|(path, _)| !is_held(path)).map(|(path, _)| (path, Draft::AsLower));
     let mut drafts: Vec<_> = present.chain(gone).collect();
-    // Two runs that are in order. Whatever a scan of moving names came to, a checkpoint says one thing of a path.
+    // Two runs that are in order.
     drafts.sort_by_key(|(path, _)| *path);
-    drafts.dedup_by_key(|(path, _)| *path);
     drafts
 }
 

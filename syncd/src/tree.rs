@@ -184,8 +184,8 @@ pub fn open_child_file(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rust
     openat2(dir, name, flags, Mode::empty(), resolve).map(File::from)
 }
 
-/// The names in a directory, sorted, each once: the kernel may list one twice that is renamed meanwhile (readdir(3)
-/// does not rule it out).
+/// The names in a directory, sorted, each once: tmpfs lists names twice when the one that would be next is moved away
+/// between two getdents64(2) (measured, Linux 6.18).
 ///
 /// # Errors
 /// Whatever getdents64(2) says: a listing that fails is never an empty one.

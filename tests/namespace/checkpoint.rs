@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use ephemeral_overlay::attributes::{CAPABILITY, Handle};
 use rustix::fs::{FlockOperation, IFlags, fgetxattr, flistxattr, flock, ioctl_getflags, ioctl_setflags};
 use rustix::io::Errno;
+use syncd::tree::list;
 
 use crate::sweep::copy;
 use crate::tools::{self, text};
@@ -32,6 +33,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("an_upper_full_of_inodes_is_checkpointed", an_upper_full_of_inodes_is_checkpointed),
     ("an_unknown_artefact_stops_it", an_unknown_artefact_stops_it),
     ("a_name_that_merely_vanished_from_upper_is_as_lower", a_name_that_merely_vanished_from_upper_is_as_lower),
+    ("a_name_that_is_listed_twice_is_one", a_name_that_is_listed_twice_is_one),
     ("a_disputed_deletion_gives_3_and_is_not_recorded", a_disputed_deletion_gives_3_and_is_not_recorded),
     ("a_second_one_waits_for_the_first", a_second_one_waits_for_the_first),
     ("many_at_once_leave_one_chain", many_at_once_leave_one_chain),
@@ -261,6 +263,37 @@ impl Drop for StopAtEnd<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+fn a_name_that_is_listed_twice_is_one() {
+    let world = World::new(ETC);
+    world.boot();
+    let upper = world.run.join("ram/etc/upper");
+    for directory in ["a", "b"] {
+        fs::create_dir(upper.join(directory)).unwrap();
+    }
+    let names: Vec<_> = (0..200).map(|number| format!("a file whose name is long enough {number}")).collect();
+    for name in &names {
+        fs::write(upper.join("a").join(name), "").unwrap();
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stop = StopAtEnd(&stop);
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for (from, to) in [("a", "b"), ("b", "a")] {
+                    for name in &names {
+                        fs::rename(upper.join(from).join(name), upper.join(to).join(name)).unwrap();
+                    }
+                }
+            }
+        });
+        for round in 0..2000 {
+            let path = upper.join(["a", "b"][round % 2]);
+            let listed = list(File::open(&path).unwrap().as_fd(), &path).unwrap();
+            assert!(listed.windows(2).all(|pair| pair[0] < pair[1]), "round {round}: a name is listed twice");
+        }
+    });
 }
 
 fn a_disputed_deletion_gives_3_and_is_not_recorded() {
