@@ -91,7 +91,10 @@ pub(super) fn sweep(case: &Case<'_>) {
     let stride = if is_full || only.is_some() { 1 } else { (all / SAMPLE) | 1 };
     let mut counts: BTreeMap<(&str, &str, bool), Count> = BTreeMap::new();
     let mut violations = Vec::new();
-    for injection in injections.iter().skip(stride / 2).step_by(stride) {
+    // A merge hangs on its one syncfs(2).
+    let is_chosen =
+        |(index, injection): &(usize, &Injection<'_>)| index % stride == stride / 2 || injection.call == "syncfs";
+    for (_, injection) in injections.iter().enumerate().filter(is_chosen) {
         (case.prepare)();
         let result = catch_unwind(AssertUnwindSafe(|| one(case, injection)));
         let count = counts.entry((injection.call, injection.errno, injection.for_good)).or_default();
