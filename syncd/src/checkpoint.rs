@@ -123,8 +123,6 @@ pub fn take(store: &TargetStore, upper: &Tree, lower: &Tree, options: &Checkpoin
             Ok(()) => {
                 stats.disputed.sort_unstable();
                 stats.disputed.dedup();
-                // Nobody has to wait until the memory of many thousand paths is given back.
-                rayon::spawn(move || drop((scan, job.past)));
                 return Ok(stats);
             }
         }

@@ -167,9 +167,9 @@ impl<'a> Writer<'a> {
     pub fn finish(mut self, changes: Vec<Change>, level: i32) -> Result<Written> {
         let index = Index { frames: std::mem::take(&mut self.frames), changes };
         let raw = encode(&index, self.path)?;
-        // Giving back what it took is done beside the rest.
-        rayon::spawn(move || drop(index));
-        let index = zstd::bulk::compress(&raw, level).at("zstd", self.path)?;
+        // To give back the memory of many thousand paths takes as long.
+        let (index, ()) = rayon::join(|| zstd::bulk::compress(&raw, level), || drop(index));
+        let index = index.at("zstd", self.path)?;
         let trailer = Trailer { at: self.written, len: index.len() as u64, raw: raw.len() as u64 }.to_bytes();
         self.head.update(&index);
         self.head.update(&trailer);
