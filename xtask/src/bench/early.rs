@@ -52,7 +52,7 @@ pub(super) fn measure() -> Result<Section> {
     result?;
     let mut section = Section::new("Mounting everything, before the pivot");
     section.add(&format!(
-        "`early` with two overlays, four tmpfs, our own tmpfs and three binds, and a shell script that mounts the same; \
+        "`early` with two overlays, four tmpfs, our own tmpfs and five binds, and a shell script that mounts the same; \
          median of {ROUNDS} interleaved rounds. With {CHAIN} changed files to be merged first: median of {CHAIN_ROUNDS}. \
          `early` is {} bytes, static and stripped.",
         fs::metadata(&early)?.len()

@@ -16,6 +16,8 @@ overlay() {
     chown --reference="$lower" "$upper"
     chmod --reference="$lower" "$upper"
     touch --reference="$lower" "$upper"
+    mount --bind --make-private "$lower" "$R$1"
+    mount -o remount,bind,ro "$R$1"
     mount -t overlay -o "lowerdir=$lower,upperdir=$upper,workdir=$work,redirect_dir=nofollow,metacopy=off,index=off,xino=on" \
         ephemeral-overlay "$R$1"
 }

@@ -171,8 +171,8 @@ impl<'a> Round<'a> {
         let bytes = workload::bytes(&self.root.join("var/log"))?;
         let floor = format!("dd if=/dev/zero of={} bs=1M count={bytes} iflag=count_bytes conv=fsync", peer("floor"));
         row("merge", "one write", &floor)?;
-        rustix::mount::unmount(self.root.join("var/log"), rustix::mount::UnmountFlags::empty()).context("umount2")?;
         // As in the initramfs of the next boot.
+        disk::detach_all(&self.root.join("var/log"))?;
         let merge = format!(
             "{} --root {} --run-dir {}/next merge",
             self.syncd.display(),
