@@ -1078,7 +1078,7 @@ fn without_syncd_a_pending_chain_keeps_its_target_on_disk() {
     let disk = snapshot::take(&world.at("etc"));
     let alone = tempfile::tempdir().unwrap();
     let copy = alone.path().join("early");
-    fs::copy(tools::early(), &copy).unwrap();
+    tools::install(tools::early(), &copy);
     let mut command = Command::new(&copy);
     let output = command.args(world.early_command("").get_args()).env("PATH", alone.path()).output().unwrap();
     expect(&output, 3);

@@ -57,6 +57,14 @@ pub(crate) fn run(program: &str, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Copies a program to where a test runs it.
+///
+/// A process of its own writes it: while another thread of ours is between `fork` and `execve`, its child has whatever we
+/// have open, and the kernel executes nothing that somebody has open for writing (ETXTBSY).
+pub(crate) fn install(program: &Path, to: &Path) {
+    run("install", &["-m", "755", program.to_str().unwrap(), to.to_str().unwrap()]);
+}
+
 /// Everything a program said.
 pub(crate) fn text(output: &Output) -> String {
     format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))

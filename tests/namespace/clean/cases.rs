@@ -128,8 +128,7 @@ pub(super) const CASES: &[Case] = &[
         "a file that is executed",
         "executed",
         |path| {
-            fs::copy("/bin/cat", path).unwrap();
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+            tools::install(Path::new("/bin/cat"), path);
             held(shell(&format!("echo ready; exec {}", path.display()), Path::new("/")))
         },
         Stays,

@@ -1,7 +1,6 @@
 //! Whoever uses the overlay keeps it, is named, and sees no change.
 
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -105,7 +104,7 @@ pub(super) fn who_holds_it_is_named() {
     fs::remove_file(etc.join("socket")).unwrap();
 
     let program = etc.join("program");
-    fs::copy("/bin/sleep", &program).unwrap();
+    tools::install(Path::new("/bin/sleep"), &program);
     let child = Killed(Command::new(&program).arg("100").spawn().unwrap());
     assert_left(&world, &[&format!("process {} (program)", child.0.id()), "etc/program as its program"]);
     drop(child);
@@ -175,21 +174,21 @@ pub(super) fn what_is_found_by_the_unmount_alone() {
 /// A process by the name of journald that has a file open, and a `journalctl` beside it that tells it to close that.
 fn journald(world: &World, beside: &Path) -> Killed {
     let program = beside.join("systemd-journald");
-    fs::copy("/bin/sh", &program).unwrap();
+    tools::install(Path::new("/bin/sh"), &program);
     let script =
         "trap 'exec 3>&-; touch $2/closed' USR1; exec 3>>$1/journal; touch $2/open; while :; do sleep 0.02 3>&-; done";
     let mut child = Command::new(&program);
     child.args(["-c", script, "sh"]).arg(world.at("etc")).arg(beside).stdout(Stdio::null());
     let child = Killed(child.spawn().unwrap());
-    let called = beside.join("journalctl");
     let id = child.0.id();
     let text = format!(
         "#!/bin/sh\nd={}\necho $1 >>$d/calls\n\
          [ $1 = --relinquish-var ] || exit 0\nkill -USR1 {id}\nwhile [ ! -e $d/closed ]; do sleep 0.01; done\n",
         beside.display()
     );
-    fs::write(&called, text).unwrap();
-    fs::set_permissions(&called, fs::Permissions::from_mode(0o755)).unwrap();
+    let script = beside.join("script");
+    fs::write(&script, text).unwrap();
+    tools::install(&script, &beside.join("journalctl"));
     while !beside.join("open").exists() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
