@@ -26,7 +26,7 @@ use early::plan::VAR_CACHE;
 use ephemeral_overlay::config::Config;
 use ephemeral_overlay::error::{At, SystemError};
 use ephemeral_overlay::{Layout, mountinfo};
-use rustix::fs::{OFlags, fstat, fstatfs};
+use rustix::fs::{fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -36,7 +36,7 @@ pub use seen::Seen;
 use walk::{Folder, Pass, Walk};
 
 use crate::error::Result;
-use crate::tree::open_child_dir_with;
+use crate::tree::open_child_dir;
 
 /// `TMPFS_MAGIC` (linux/magic.h).
 const TMPFS: i64 = 0x0102_1994;
@@ -178,7 +178,7 @@ fn folders(layout: &Layout, config: &Config) -> Result<Vec<Folder>> {
         if fstatfs(&dir).at("fstatfs", &shown)?.f_type != TMPFS {
             continue;
         }
-        let dir = open_child_dir_with(dir.as_fd(), OsStr::new("."), OFlags::NOATIME).at("openat2", &shown)?;
+        let dir = open_child_dir(dir.as_fd(), OsStr::new(".")).at("openat2", &shown)?;
         let stat = fstat(&dir).at("fstat", &shown)?;
         folders.push(Folder {
             path: path.clone(),

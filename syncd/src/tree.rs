@@ -100,22 +100,17 @@ impl Tree {
     }
 
     fn open_at(&self, path: &RelPath, flags: OFlags) -> Result<OwnedFd, SystemError> {
-        let open = |dir: BorrowedFd<'_>, path: &Path, flags| {
-            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-            openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
-        };
         let mut rest = path.as_path().as_os_str().as_bytes();
         let mut dir: Option<OwnedFd> = None;
         while rest.len() > CHUNK {
             // A name is at most 255 bytes, so there is a separator to cut at.
             let cut = rest[..CHUNK].iter().rposition(|&byte| byte == b'/').unwrap_or(CHUNK);
             let from = dir.as_ref().map_or(self.root(), AsFd::as_fd);
-            dir =
-                Some(open(from, Path::new(OsStr::from_bytes(&rest[..cut])), DIRECTORY).at("openat2", self.show(path))?);
+            dir = Some(open_beneath(from, OsStr::from_bytes(&rest[..cut]), DIRECTORY).at("openat2", self.show(path))?);
             rest = &rest[cut + 1..];
         }
         let from = dir.as_ref().map_or(self.root(), AsFd::as_fd);
-        open(from, Path::new(OsStr::from_bytes(rest)), flags).at("openat2", self.show(path))
+        open_beneath(from, OsStr::from_bytes(rest), flags).at("openat2", self.show(path))
     }
 }
 
@@ -162,16 +157,7 @@ pub fn is_nothing(error: Option<Errno>) -> bool {
 /// # Errors
 /// Whatever openat2(2) says: `ELOOP` for a symlink, `EXDEV` for a mount.
 pub fn open_child_dir(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
-    open_child_dir_with(dir, name, OFlags::empty())
-}
-
-/// The same with more `flags`.
-///
-/// # Errors
-/// As [`open_child_dir`].
-pub fn open_child_dir_with(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    openat2(dir, name, flags | DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
+    open_beneath(dir, name, DIRECTORY)
 }
 
 /// Opens the regular file `name` of a directory with more `flags`, as [`Tree::open_file`] does.
@@ -179,9 +165,19 @@ pub fn open_child_dir_with(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> 
 /// # Errors
 /// Whatever openat2(2) says.
 pub fn open_child_file(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<File> {
+    open_beneath(dir, name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK).map(File::from)
+}
+
+/// Opens what is below a directory, by a path of at most `PATH_MAX`, and writes nothing by reading it: not even the time
+/// of the last access, which would be a write to lower's disk for each file, and would make the cleaner's files young.
+fn open_beneath(dir: BorrowedFd<'_>, path: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    openat2(dir, name, flags, Mode::empty(), resolve).map(File::from)
+    let open = |flags| openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);
+    match open(flags | OFlags::NOATIME) {
+        // It belongs to somebody else, open(2).
+        Err(Errno::PERM) => open(flags),
+        other => other,
+    }
 }
 
 /// The names in a directory, sorted, each once: tmpfs lists names twice when the one that would be next is moved away

@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("same_size_and_times_but_other_content_is_seen", same_size_and_times_but_other_content_is_seen),
     ("a_write_through_a_mapping_is_seen", a_write_through_a_mapping_is_seen),
     ("nothing_changed_writes_nothing", nothing_changed_writes_nothing),
+    ("what_is_read_on_the_disk_is_not_written", what_is_read_on_the_disk_is_not_written),
     ("our_own_log_is_no_reason_to_write", our_own_log_is_no_reason_to_write),
     ("a_dry_run_writes_nothing", a_dry_run_writes_nothing),
     ("a_full_store_keeps_the_chain_and_fails", a_full_store_keeps_the_chain_and_fails),
@@ -112,6 +113,27 @@ fn nothing_changed_writes_nothing() {
         assert!(text(&output).contains("nothing changed"), "{}", text(&output));
     }
     snapshot::assert_same(&before, &store(&world), "the store changed");
+}
+
+/// The time of the last access would be a write for each file whose old version is looked at.
+fn what_is_read_on_the_disk_is_not_written() {
+    let world = World::new(ETC);
+    let names = ["file", "gone"];
+    for name in names {
+        fs::write(world.at("etc").join(name), "old").unwrap();
+        set_times(&world.at("etc").join(name), 1, 0);
+    }
+    world.boot();
+    let lower = world.run.join("lower/etc");
+    let accessed = |name: &&str| fs::metadata(lower.join(name)).unwrap().accessed().unwrap();
+    fs::write(world.at("etc/file"), "new").unwrap();
+    fs::remove_file(world.at("etc/gone")).unwrap();
+    let before: Vec<_> = names.iter().map(accessed).collect();
+    world.checkpoint();
+    assert_eq!(before, names.iter().map(accessed).collect::<Vec<_>>());
+    let read = fs::read(lower.join("gone")).unwrap();
+    assert_eq!(read, b"old");
+    assert_ne!(before[1], accessed(&"gone"), "this disk keeps no such times");
 }
 
 fn our_own_log_is_no_reason_to_write() {

@@ -33,7 +33,7 @@ pub(super) struct Doomed<'a> {
 impl Doomed<'_> {
     /// Removes a regular file. Who has a BSD lock on it keeps it, as tmpfiles.d(5) promises.
     pub(super) fn remove_file(&self) -> Result<(), Refused> {
-        let file = open_child_file(self.dir, self.name, OFlags::RDONLY | OFlags::NOATIME);
+        let file = open_child_file(self.dir, self.name, OFlags::RDONLY);
         let file = file.map_err(|error| refused("openat2", error))?;
         if Look::of(&fstat(&file).map_err(|error| refused("fstat", error))?) != *self.look {
             return Err(Refused::Changed);

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ephemeral_overlay::error::{At, SystemError};
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, flock, fstat, statat};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, flock, fstat, statat};
 use rustix::io::Errno;
 
 use super::busy::Lookout;
@@ -23,7 +23,7 @@ use super::remove::{Doomed, Refused};
 use super::seen::{Look, Memory};
 use super::{CleanOptions, FolderStats, Removed};
 use crate::error::Result;
-use crate::tree::{list, open_child_dir_with};
+use crate::tree::{list, open_child_dir};
 
 /// How many errors are told.
 const TOLD: usize = 10;
@@ -163,7 +163,7 @@ impl<'a> Walk<'a> {
             return Ok(Visit::Stays);
         }
         let open = levels.dir().and_then(|dir| {
-            let dir = open_child_dir_with(dir, name, OFlags::NOATIME)?;
+            let dir = open_child_dir(dir, name)?;
             Ok((Look::of(&fstat(&dir)?), dir))
         });
         let dir = match open {
