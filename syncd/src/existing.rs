@@ -33,17 +33,17 @@ impl<'a> Existing<'a> {
     /// # Errors
     /// Whatever openat2(2), fstat(2) or fstatat(2) says.
     pub fn at(lower: &'a Tree, parent: BorrowedFd<'a>, path: &'a RelPath) -> Result<Option<Self>> {
-        let shown = || lower.show(path);
+        let shown = lower.show(path);
         let name = if path.is_root() { OsStr::new(".") } else { path.name() };
         let stat = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(None),
-            other => other.at("fstatat", shown())?,
+            other => other.at("fstatat", &shown)?,
         };
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Ok(Some(Self { lower, parent, path, file: None, stat }));
         }
-        let file = open_child_file(parent, name, OFlags::RDONLY).at("openat2", shown())?;
-        let stat = fstat(&file).at("fstat", shown())?;
+        let file = open_child_file(parent, name, OFlags::RDONLY).at("openat2", &shown)?;
+        let stat = fstat(&file).at("fstat", &shown)?;
         Ok(Some(Self { lower, parent, path, file: Some(file), stat }))
     }
 
@@ -52,13 +52,13 @@ impl<'a> Existing<'a> {
     /// # Errors
     /// Whatever reading it says.
     pub fn has_kind_and_content(&self, node: &Node, seed: u64) -> Result<bool> {
-        let shown = || self.lower.show(self.path);
+        let shown = self.lower.show(self.path);
         Ok(match (&node.kind, FileType::from_raw_mode(self.stat.st_mode)) {
             (Kind::Dir { .. }, FileType::Directory)
             | (Kind::Fifo, FileType::Fifo)
             | (Kind::Socket, FileType::Socket) => true,
             (Kind::Symlink { target }, FileType::Symlink) => {
-                *target == crate::tree::read_link(self.parent, self.path.name(), &shown())?
+                *target == crate::tree::read_link(self.parent, self.path.name(), &shown)?
             }
             (Kind::Device { block: true, major, minor }, FileType::BlockDevice)
             | (Kind::Device { block: false, major, minor }, FileType::CharacterDevice) => {
@@ -66,7 +66,7 @@ impl<'a> Existing<'a> {
             }
             (Kind::File(content), FileType::RegularFile) => match &self.file {
                 Some(file) if u64::try_from(self.stat.st_size) == Ok(content.size) => {
-                    content::digest(file, &Stamp::of(&self.stat), seed, &shown())? == content.digest
+                    content::digest(file, &Stamp::of(&self.stat), seed, &shown)? == content.digest
                 }
                 _ => false,
             },

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ephemeral_overlay::attributes::{Handle, Xattrs};
 use ephemeral_overlay::error::{At, SystemError};
@@ -222,8 +222,8 @@ impl Walk<'_> {
 
     /// Looks at the object `name` of `parent`; `None` when it has gone.
     fn look(&self, parent: BorrowedFd<'_>, name: &OsStr, path: &RelPath) -> Result<Option<Child>> {
-        let shown = || self.tree.show(path);
-        let Some(stat) = look(statat(parent, name, AtFlags::SYMLINK_NOFOLLOW), "fstatat", shown)? else {
+        let shown = self.tree.show(path);
+        let Some(stat) = look(statat(parent, name, AtFlags::SYMLINK_NOFOLLOW), "fstatat", &shown)? else {
             return Ok(None);
         };
         let stamp = Stamp::of(&stat);
@@ -233,7 +233,7 @@ impl Walk<'_> {
             FileType::CharacterDevice if self.view == View::Upper && stat.st_rdev == 0 => {
                 return Ok(Some(Child::Object(Object::Whiteout, stamp)));
             }
-            FileType::Symlink => match read_link(parent, name, &shown()) {
+            FileType::Symlink => match read_link(parent, name, &shown) {
                 Ok(target) => Kind::Symlink { target },
                 Err(error) if is_nothing(error.errno()) => return Ok(None),
                 // It was a symlink, and something else has its name by now.
@@ -253,9 +253,9 @@ impl Walk<'_> {
 
     /// The metadata, and whether a directory is opaque; `None` when the object has gone.
     fn meta(&self, stat: &Stat, handle: &Handle, path: &RelPath) -> Result<Option<(Meta, bool)>> {
-        let shown = || self.tree.show(path);
-        match look(handle.read_all(), "listxattr", shown)? {
-            Some(raw) => meta(stat, raw, self.view, &shown()).map(Some),
+        let shown = self.tree.show(path);
+        match look(handle.read_all(), "listxattr", &shown)? {
+            Some(raw) => meta(stat, raw, self.view, &shown).map(Some),
             None => Ok(None),
         }
     }
@@ -310,14 +310,10 @@ pub fn dir_meta(tree: &Tree, path: &RelPath) -> Result<Meta> {
 }
 
 /// A failed look at something that has gone is no error.
-fn look<T>(
-    result: Result<T, Errno>,
-    call: &'static str,
-    path: impl FnOnce() -> PathBuf,
-) -> Result<Option<T>, SystemError> {
+fn look<T>(result: Result<T, Errno>, call: &'static str, path: impl AsRef<Path>) -> Result<Option<T>, SystemError> {
     match result {
         Err(error) if is_nothing(Some(error)) => Ok(None),
-        Err(error) => Err(error).at(call, path()),
+        Err(error) => Err(error).at(call, path),
         Ok(value) => Ok(Some(value)),
     }
 }

@@ -1,8 +1,10 @@
 //! A directory tree that is only ever reached through its descriptor: no symlink is followed, no mount crossed, and
 //! no path is too long (`PATH_MAX` limits one call, not a tree).
 
+use std::cell::OnceCell;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -49,8 +51,8 @@ impl Tree {
 
     /// Where `path` of the tree is, for messages.
     #[must_use]
-    pub fn show(&self, path: &RelPath) -> PathBuf {
-        path.below(&self.path)
+    pub fn show<'a>(&'a self, path: &'a RelPath) -> Shown<'a> {
+        Shown { tree: &self.path, path, whole: OnceCell::new() }
     }
 
     /// The root's descriptor.
@@ -111,6 +113,28 @@ impl Tree {
         }
         let from = dir.as_ref().map_or(self.root(), AsFd::as_fd);
         open_beneath(from, OsStr::from_bytes(rest), flags).at("openat2", self.show(path))
+    }
+}
+
+/// Where something is, for messages: put together when it is asked for, which for most files is never.
+#[derive(Debug)]
+pub struct Shown<'a> {
+    tree: &'a Path,
+    path: &'a RelPath,
+    whole: OnceCell<PathBuf>,
+}
+
+impl Deref for Shown<'_> {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        self.whole.get_or_init(|| self.path.below(self.tree))
+    }
+}
+
+impl AsRef<Path> for Shown<'_> {
+    fn as_ref(&self) -> &Path {
+        self
     }
 }
 

@@ -91,6 +91,6 @@ impl Verify<'_> {
     }
 
     fn mismatch(&self, path: &RelPath, what: &'static str) -> Result<()> {
-        Err(Error::Mismatch { path: self.lower.show(path), what })
+        Err(Error::Mismatch { path: self.lower.show(path).to_path_buf(), what })
     }
 }
