@@ -144,15 +144,14 @@ pub fn pass(
         &config.cleanup.exclude,
         &folders.iter().filter_map(|folder| folder.path.to_str()).collect::<Vec<_>>(),
     )?;
-    let mut lookout = Lookout::new(folders.iter().map(|folder| folder.device).collect());
+    let mut lookout = Lookout::new(&folders);
     let mut past = seen.begin();
     let mut stats = CleanStats::default();
-    for folder in folders {
-        let path = folder.path.clone();
-        let memory = past.folder(&path, options.now.awake);
+    for folder in &folders {
+        let memory = past.folder(&folder.path, options.now.awake);
         let pass = Pass { keep: &keep, stale: config.cleanup.stale, options };
         let (memory, result) = Walk::new(folder, &pass, &mut lookout, memory, tell).run()?;
-        seen.keep(path, memory);
+        seen.keep(folder.path.clone(), memory);
         stats.folders.push(result);
     }
     stats.hidden = lookout.hidden();

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::error::{At, SystemError};
 use ephemeral_overlay::layout::open_host_dir;
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, Stat, openat2, readlinkat, statat};
+use rustix::fs::{AtFlags, Dir, DirEntry, Mode, OFlags, ResolveFlags, Stat, openat2, readlinkat, statat};
 use rustix::io::Errno;
 
 use crate::path::RelPath;
@@ -210,17 +210,31 @@ fn open_beneath(dir: BorrowedFd<'_>, path: &OsStr, flags: OFlags) -> rustix::io:
 /// # Errors
 /// Whatever getdents64(2) says: a listing that fails is never an empty one.
 pub fn list(dir: BorrowedFd<'_>, path: &Path) -> Result<Vec<OsString>, SystemError> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(dir).at("getdents64", path)? {
-        let entry = entry.at("getdents64", path)?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push(OsString::from_vec(name.to_vec()));
-        }
-    }
+    let entries = entries(dir, path)?;
+    let mut names: Vec<_> =
+        entries.iter().map(|entry| OsString::from_vec(entry.file_name().to_bytes().to_vec())).collect();
     names.sort_unstable();
     names.dedup();
     Ok(names)
+}
+
+/// The same entries by inode number, which is about the order in which they were made: what is looked at one after the
+/// other lies together in memory. A name that became another file's between two getdents64(2) may be there twice.
+///
+/// # Errors
+/// As [`list`].
+pub fn list_by_inode(dir: BorrowedFd<'_>, path: &Path) -> Result<Vec<DirEntry>, SystemError> {
+    let mut entries = entries(dir, path)?;
+    entries.sort_unstable_by(|a, b| (a.ino(), a.file_name()).cmp(&(b.ino(), b.file_name())));
+    entries.dedup_by(|a, b| a.file_name() == b.file_name());
+    Ok(entries)
+}
+
+fn entries(dir: BorrowedFd<'_>, path: &Path) -> Result<Vec<DirEntry>, SystemError> {
+    let entries = Dir::read_from(dir).and_then(Iterator::collect::<rustix::io::Result<Vec<_>>>);
+    let mut entries = entries.at("getdents64", path)?;
+    entries.retain(|entry| !matches!(entry.file_name().to_bytes(), b"." | b".."));
+    Ok(entries)
 }
 
 /// Where the symlink `name` leads.

@@ -35,6 +35,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_tree_deeper_than_any_limit_goes", a_tree_deeper_than_any_limit_goes),
     ("a_moved_directory_does_not_lead_out", a_moved_directory_does_not_lead_out),
     ("directories_of_the_cache_stay", directories_of_the_cache_stay),
+    ("what_is_mounted_elsewhere_stays_in_a_part_of_a_tmpfs", mounted_elsewhere_from_a_part),
     ("only_a_tmpfs_is_cleaned", only_a_tmpfs_is_cleaned),
     ("nothing_is_removed_by_a_config_that_cannot_be_read", a_config_that_cannot_be_read),
     ("looking_changes_no_time", looking_changes_no_time),
@@ -329,6 +330,26 @@ fn directories_of_the_cache_stay() {
     assert!(!world.at("var/cache/archives/file").exists());
     assert!(world.at("var/cache/archives/partial").exists(), "programs expect the directories of /var/cache");
     assert!(world.at("var/cache/kept/file").exists(), "what is kept on disk was cleaned");
+}
+
+/// The kernel tells mounts by paths inside the file system, of which the folder is not the root here.
+fn mounted_elsewhere_from_a_part() {
+    let world = world("");
+    let (tmp, elsewhere) = (world.at("tmp"), world.at("elsewhere"));
+    fs::create_dir(tmp.join("part")).unwrap();
+    mount_bind(tmp.join("part"), &tmp).unwrap();
+    for directory in [&tmp.join("bound"), &tmp.join("empty"), &elsewhere] {
+        fs::create_dir(directory).unwrap();
+    }
+    mount_bind(tmp.join("bound"), &elsewhere).unwrap();
+    let mut cleaner = Cleaner::new(&world, TMP);
+    let start = Moment::now();
+    cleaner.pass(start);
+    cleaner.pass(later(start, HOUR));
+    let left = ["bound", "empty"].map(|name| tmp.join(name).exists());
+    unmount(&elsewhere, UnmountFlags::DETACH).unwrap();
+    unmount(&tmp, UnmountFlags::DETACH).unwrap();
+    assert_eq!(left, [true, false]);
 }
 
 fn only_a_tmpfs_is_cleaned() {

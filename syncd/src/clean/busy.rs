@@ -3,7 +3,7 @@
 //! Only the inodes of the folders' own file systems are kept, so that a question is one look into a set.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -13,26 +13,27 @@ use ephemeral_overlay::error::{At, SystemError};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags, makedev, openat, statx};
 use rustix::io::Errno;
 
+use super::walk::Folder;
 use crate::error::Result;
 use crate::namespaces::{self, directory, unless_gone};
 
 /// Looks out for who uses what.
 #[derive(Debug)]
-pub(super) struct Lookout {
-    devices: HashSet<u64>,
+pub(super) struct Lookout<'a> {
+    folders: &'a [Folder],
     used: Option<Used>,
 }
 
-impl Lookout {
-    /// For the file systems with these device numbers.
-    pub(super) fn new(devices: HashSet<u64>) -> Self {
-        Self { devices, used: None }
+impl<'a> Lookout<'a> {
+    /// For these folders.
+    pub(super) fn new(folders: &'a [Folder]) -> Self {
+        Self { folders, used: None }
     }
 
-    /// Whether the inode is in use, or the path `inside` its file system is a mount, or has one on it, anywhere.
-    pub(super) fn is_used(&mut self, inode: (u64, u64), inside: &Path) -> Result<bool> {
+    /// Whether the inode is in use, or the path below a folder is mounted, or has a mount on it, anywhere.
+    pub(super) fn is_used(&mut self, inode: (u64, u64), path: &Path) -> Result<bool> {
         let used = self.used()?;
-        Ok(used.inodes.contains(&inode) || used.mounted.contains(&(inode.0, inside.to_path_buf())))
+        Ok(used.inodes.contains(&inode) || used.mounted.contains(path.as_os_str()))
     }
 
     /// Whether somebody has locked the inode.
@@ -48,7 +49,7 @@ impl Lookout {
     fn used(&mut self) -> Result<&Used> {
         Ok(match &mut self.used {
             Some(used) => used,
-            unknown => unknown.insert(Used::search(&self.devices)?),
+            unknown => unknown.insert(Used::search(self.folders)?),
         })
     }
 }
@@ -59,14 +60,15 @@ struct Used {
     devices: HashSet<u64>,
     inodes: HashSet<(u64, u64)>,
     locked: HashSet<(u64, u64)>,
-    /// Paths in a file system, with its device number.
-    mounted: HashSet<(u64, PathBuf)>,
+    /// Paths below the folders, as their configuration has them; by their bytes, which are hashed faster than a path.
+    mounted: HashSet<OsString>,
     hidden: Vec<u32>,
 }
 
 impl Used {
-    fn search(devices: &HashSet<u64>) -> Result<Self, SystemError> {
-        let mut used = Self { devices: devices.clone(), ..Self::default() };
+    fn search(folders: &[Folder]) -> Result<Self, SystemError> {
+        let devices = folders.iter().map(|folder| folder.device).collect();
+        let mut used = Self { devices, ..Self::default() };
         for process in namespaces::processes()? {
             match used.process(process) {
                 Err(error) if matches!(error.errno(), Some(Errno::ACCESS | Errno::PERM)) => used.hidden.push(process),
@@ -75,7 +77,7 @@ impl Used {
         }
         used.locks()?;
         used.loops()?;
-        used.mounts()?;
+        used.mounts(folders)?;
         Ok(used)
     }
 
@@ -157,9 +159,8 @@ impl Used {
         // 1: FLOCK  ADVISORY  WRITE 24354 00:1b:12 0 EOF
         for word in text.split(u8::is_ascii_whitespace) {
             let Some(colon) = word.iter().rposition(|&byte| byte == b':') else { continue };
-            if let Some(inode) = inode_of(&word[..colon], &word[colon + 1..]) {
-                self.locked.insert(inode);
-            }
+            let inode = inode_of(&word[..colon], &word[colon + 1..]);
+            self.locked.extend(inode.filter(|inode| self.devices.contains(&inode.0)));
         }
         Ok(())
     }
@@ -179,16 +180,18 @@ impl Used {
     }
 
     /// Directories and files that are mounted elsewhere, and those that something is mounted on, in any namespace.
-    fn mounts(&mut self) -> Result<(), SystemError> {
+    fn mounts(&mut self, folders: &[Folder]) -> Result<(), SystemError> {
         for view in namespaces::views()? {
             for mount in &view.mounts {
-                let Some(device) = device_of(mount.device.as_bytes(), 10).filter(|it| self.devices.contains(it)) else {
-                    continue;
-                };
-                self.mounted.insert((device, mount.root.clone()));
-                let below =
-                    view.mounts.iter().filter_map(|other| other.mount_point.strip_prefix(&mount.mount_point).ok());
-                self.mounted.extend(below.map(|inside| (device, mount.root.join(inside))));
+                let device = device_of(mount.device.as_bytes(), 10);
+                for folder in folders.iter().filter(|folder| Some(folder.device) == device) {
+                    let below =
+                        view.mounts.iter().filter_map(|other| other.mount_point.strip_prefix(&mount.mount_point).ok());
+                    let inside = below.map(|path| mount.root.join(path)).chain([mount.root.clone()]);
+                    let below =
+                        inside.filter_map(|path| Some(folder.path.join(path.strip_prefix(&folder.inside).ok()?)));
+                    self.mounted.extend(below.map(PathBuf::into_os_string));
+                }
             }
         }
         Ok(())

@@ -4,11 +4,10 @@
 //! open. One that was closed is opened again as `..` of the one below it, and is taken only if it is the very inode that
 //! it was: from a directory that was moved meanwhile that leads elsewhere.
 
-use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, fstat, openat};
+use rustix::fs::{DirEntry, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 
 use super::seen::Look;
@@ -20,7 +19,7 @@ const OPEN: usize = 64;
 #[derive(Debug)]
 pub(super) struct Level {
     dir: Option<OwnedFd>,
-    names: std::vec::IntoIter<OsString>,
+    entries: std::vec::IntoIter<DirEntry>,
     /// What it was when its parent was read.
     pub(super) look: Look,
     /// How long nobody has touched it, if that is long enough.
@@ -32,9 +31,9 @@ pub(super) struct Level {
 }
 
 impl Level {
-    /// An open directory, with the names that are to be visited.
-    pub(super) fn new(dir: OwnedFd, names: Vec<OsString>, look: Look, age: Option<Duration>) -> Self {
-        Self { dir: Some(dir), names: names.into_iter(), look, age, stays: false, changed: false }
+    /// An open directory, with the entries that are to be visited.
+    pub(super) fn new(dir: OwnedFd, entries: Vec<DirEntry>, look: Look, age: Option<Duration>) -> Self {
+        Self { dir: Some(dir), entries: entries.into_iter(), look, age, stays: false, changed: false }
     }
 }
 
@@ -61,9 +60,9 @@ impl Levels {
         here.dir.as_ref().map(AsFd::as_fd).ok_or(Errno::BADF)
     }
 
-    /// The next name in it.
-    pub(super) fn next_name(&mut self) -> Option<OsString> {
-        self.here().names.next()
+    /// The next entry of it.
+    pub(super) fn next_entry(&mut self) -> Option<DirEntry> {
+        self.here().entries.next()
     }
 
     /// Goes down.

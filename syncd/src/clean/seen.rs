@@ -23,8 +23,11 @@ const RECORD: &str = "cleaner";
 /// What the passes of one boot know.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Seen {
-    folders: HashMap<PathBuf, HashMap<u64, State>>,
+    folders: HashMap<PathBuf, Vec<Known>>,
 }
+
+/// A file by its inode number. Those of a folder are sorted by that.
+type Known = (u64, State);
 
 /// A file as it was met.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -60,20 +63,33 @@ impl Seen {
     pub(super) fn folder(&mut self, path: &Path, now: Duration) -> Memory {
         let now = now.as_millis().try_into().unwrap_or(u64::MAX);
         let before = self.folders.remove(path).unwrap_or_default();
-        Memory { met: HashMap::with_capacity(before.len()), before, now }
+        Memory { met: Vec::with_capacity(before.len()), before, next: 0, now }
     }
 
     /// Takes the memory back after the pass.
     pub(super) fn keep(&mut self, path: PathBuf, memory: Memory) {
-        self.folders.insert(path, memory.met);
+        let mut met = memory.met;
+        met.sort_by_key(|&(ino, _)| ino);
+        // Of a file that was met several times the last one counts.
+        met.dedup_by(|later, earlier| {
+            let is_same = later.0 == earlier.0;
+            if is_same {
+                *earlier = *later;
+            }
+            is_same
+        });
+        self.folders.insert(path, met);
     }
 }
 
 /// What is known of one folder.
 #[derive(Debug)]
 pub(super) struct Memory {
-    before: HashMap<u64, State>,
-    met: HashMap<u64, State>,
+    before: Vec<Known>,
+    /// Behind the one of `before` that was asked for last.
+    next: usize,
+    /// In the order in which they were met.
+    met: Vec<Known>,
     now: u64,
 }
 
@@ -81,15 +97,23 @@ impl Memory {
     /// How long it has been as it is, as far as we were awake to see it.
     pub(super) fn meet(&mut self, look: &Look) -> Duration {
         let times = look.digest();
-        let known = self.before.get(&look.stamp.ino).filter(|state| state.times == times && state.since <= self.now);
+        let known = self.before(look.stamp.ino).filter(|state| state.times == times && state.since <= self.now);
         let state = State { times, since: known.map_or(self.now, |state| state.since) };
-        self.met.insert(look.stamp.ino, state);
+        self.met.push((look.stamp.ino, state));
         Duration::from_millis(self.now - state.since)
     }
 
     /// It is in use, which counts as touching it.
     pub(super) fn renew(&mut self, look: &Look) {
-        self.met.insert(look.stamp.ino, State { times: look.digest(), since: self.now });
+        self.met.push((look.stamp.ino, State { times: look.digest(), since: self.now }));
+    }
+
+    /// What was known of a file. Those of a directory are met by number, so that mostly the next one is asked for.
+    fn before(&mut self, ino: u64) -> Option<State> {
+        let is_next = self.before.get(self.next).is_some_and(|&(next, _)| next == ino);
+        let at = if is_next { self.next } else { self.before.binary_search_by_key(&ino, |&(ino, _)| ino).ok()? };
+        self.next = at + 1;
+        Some(self.before[at].1)
     }
 }
 
@@ -125,8 +149,53 @@ impl Look {
 
     fn digest(&self) -> u64 {
         let times = [self.atime, self.stamp.mtime, self.stamp.ctime];
-        xxh3_64(
-            &times.map(|(seconds, nanoseconds)| [seconds.to_le_bytes(), nanoseconds.to_le_bytes()]).concat().concat(),
-        )
+        let bytes = times.map(|(seconds, nanoseconds)| [seconds.to_le_bytes(), nanoseconds.to_le_bytes()]);
+        xxh3_64(bytes.as_flattened().as_flattened())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(ino: u64, mtime: i64) -> Look {
+        let stamp = Stamp { ino, nlink: 1, size: 0, blocks: 0, mtime: (mtime, 0), ctime: (1, 0) };
+        Look { device: 1, stamp, atime: (1, 0) }
+    }
+
+    fn meet(seen: &mut Seen, now: u64, act: impl FnOnce(&mut Memory)) {
+        let mut memory = seen.begin().folder(Path::new("/tmp"), Duration::from_secs(now));
+        act(&mut memory);
+        seen.keep("/tmp".into(), memory);
+    }
+
+    fn ages(seen: &mut Seen, now: u64, looks: &[Look]) -> Vec<u64> {
+        let mut ages = Vec::new();
+        meet(seen, now, |memory| ages.extend(looks.iter().map(|look| memory.meet(look).as_secs())));
+        ages
+    }
+
+    #[test]
+    fn files_are_known_in_whatever_order_they_are_met() {
+        let mut seen = Seen::default();
+        let [a, b, c] = [10, 20, 30].map(|ino| look(ino, 1));
+        assert_eq!(ages(&mut seen, 100, &[c, a]), [0, 0]);
+        assert_eq!(ages(&mut seen, 101, &[a, b, c, a]), [1, 0, 1, 1]);
+        assert_eq!(ages(&mut seen, 103, &[b, c, a]), [2, 3, 3]);
+        assert_eq!(ages(&mut seen, 104, &[look(20, 2), c]), [0, 4]);
+        // Only what the last pass met is known.
+        assert_eq!(ages(&mut seen, 105, &[a, look(20, 2)]), [0, 1]);
+    }
+
+    #[test]
+    fn of_a_file_that_is_met_twice_the_last_time_counts() {
+        let mut seen = Seen::default();
+        assert_eq!(ages(&mut seen, 100, &[look(10, 1), look(20, 1)]), [0, 0]);
+        meet(&mut seen, 110, |memory| {
+            assert_eq!(memory.meet(&look(10, 1)).as_secs(), 10);
+            assert_eq!(memory.meet(&look(20, 1)).as_secs(), 10);
+            memory.renew(&look(10, 1));
+        });
+        assert_eq!(ages(&mut seen, 111, &[look(10, 1), look(20, 1)]), [1, 11]);
     }
 }

@@ -6,7 +6,7 @@
 //! asks to be kept. A BSD lock on a directory, of either kind, keeps all below it; one on the folder itself, which
 //! everybody may take, does not. Sockets, FIFOs and devices always stay.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use super::remove::{Doomed, Refused};
 use super::seen::{Look, Memory};
 use super::{CleanOptions, FolderStats, Removed};
 use crate::error::Result;
-use crate::tree::{list, open_child_dir};
+use crate::tree::{list_by_inode, open_child_dir};
 
 /// How many errors are told.
 const TOLD: usize = 10;
@@ -48,14 +48,14 @@ pub(super) struct Pass<'a> {
 }
 
 /// A walk through a folder.
-pub(super) struct Walk<'a> {
-    folder: Folder,
+pub(super) struct Walk<'a, 'f> {
+    folder: &'f Folder,
     pass: &'a Pass<'a>,
-    lookout: &'a mut Lookout,
+    lookout: &'a mut Lookout<'f>,
     memory: Memory,
     tell: &'a mut dyn FnMut(&Removed<'_>),
-    /// Where it is.
-    path: PathBuf,
+    /// Where it is, in bytes: a name comes and goes at the end for less than with a `PathBuf`.
+    path: Vec<u8>,
     stats: FolderStats,
 }
 
@@ -75,60 +75,63 @@ enum Kind {
     Dir { emptied: bool },
 }
 
-impl<'a> Walk<'a> {
+impl<'a, 'f> Walk<'a, 'f> {
     pub(super) fn new(
-        folder: Folder,
+        folder: &'f Folder,
         pass: &'a Pass<'a>,
-        lookout: &'a mut Lookout,
+        lookout: &'a mut Lookout<'f>,
         memory: Memory,
         tell: &'a mut dyn FnMut(&Removed<'_>),
     ) -> Self {
-        let path = folder.path.clone();
-        let stats = FolderStats { path: path.clone(), ..FolderStats::default() };
+        let path = folder.path.as_os_str().as_bytes().to_vec();
+        let stats = FolderStats { path: folder.path.clone(), ..FolderStats::default() };
         Self { folder, pass, lookout, memory, tell, path, stats }
     }
 
     /// Visits everything.
     pub(super) fn run(mut self) -> Result<(Memory, FolderStats)> {
-        if self.pass.keep.with_all_below(&self.path) {
+        if self.pass.keep.with_all_below(self.path()) {
             return Ok((self.memory, self.stats));
         }
-        let look = Look::of(&fstat(&self.folder.dir).at("fstat", &self.path)?);
-        let names = list(self.folder.dir.as_fd(), &self.path)?;
-        let dir = self.folder.dir.try_clone().at("dup", &self.path)?;
-        let mut levels = Levels::new(Level::new(dir, names, look, None));
+        let look = Look::of(&fstat(&self.folder.dir).at("fstat", self.path())?);
+        let entries = list_by_inode(self.folder.dir.as_fd(), self.path())?;
+        let dir = self.folder.dir.try_clone().at("dup", self.path())?;
+        let mut levels = Levels::new(Level::new(dir, entries, look, None));
         loop {
-            let visit = match levels.next_name() {
-                Some(name) => {
-                    self.path.push(&name);
-                    self.visit(&mut levels, &name)?
-                }
+            let visit = match levels.next_entry() {
+                Some(entry) => self.visit(&mut levels, entry.file_name())?,
                 None => match levels.leave() {
                     None => return Ok((self.memory, self.stats)),
-                    Some(Ok(left)) => self.leave(&levels, &left)?,
+                    Some(Ok(left)) => {
+                        let name = self.path.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+                        let visit = self.leave(&levels, &left)?;
+                        self.path.truncate(name);
+                        visit
+                    }
                     Some(Err(error)) => {
                         // What was moved is met again in the next pass.
                         let visit = if error == Errno::STALE { Visit::Stays } else { self.failed("openat", error) };
-                        self.path = self.folder.path.join("one of its names");
+                        self.path.truncate(self.folder.path.as_os_str().len());
                         visit
                     }
                 },
             };
             match visit {
-                Visit::Entered => continue,
+                Visit::Entered => {}
                 Visit::Gone => levels.here().changed = true,
                 Visit::Stays => levels.here().stays = true,
             }
-            self.path.pop();
         }
     }
 
-    /// Looks at a name, which is the last one of the path.
-    fn visit(&mut self, levels: &mut Levels, name: &OsStr) -> Result<Visit> {
-        let stat = match levels.dir().and_then(|dir| statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)) {
+    /// Looks at a name in the directory where the walk is.
+    fn visit(&mut self, levels: &mut Levels, name: &CStr) -> Result<Visit> {
+        let stat = levels.dir().and_then(|dir| statat(dir, name, AtFlags::SYMLINK_NOFOLLOW));
+        let name = OsStr::from_bytes(name.to_bytes());
+        let stat = match stat {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(Visit::Gone),
-            Err(error) => return Ok(self.failed("fstatat", error)),
+            Err(error) => return self.at(name, |walk| Ok(walk.failed("fstatat", error))),
         };
         if stat.st_dev != self.folder.device {
             return Ok(Visit::Stays);
@@ -136,15 +139,32 @@ impl<'a> Walk<'a> {
         let look = Look::of(&stat);
         let age = self.age(&look);
         let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => return self.enter(levels, name, &look, age),
+            FileType::Directory => return self.at(name, |walk| walk.enter(levels, name, &look, age)),
             FileType::RegularFile if !Mode::from_raw_mode(stat.st_mode).contains(Mode::SVTX) => Kind::File,
             FileType::Symlink => Kind::Symlink,
             _ => return Ok(Visit::Stays),
         };
         match age {
-            Some(age) => self.remove(levels, name, &look, age, kind),
+            Some(age) => self.at(name, |walk| walk.remove(levels, name, &look, age, kind)),
             None => Ok(Visit::Stays),
         }
+    }
+
+    /// Does something about a name in the directory where the walk is, which is the last one of the path meanwhile. That
+    /// of a young file is never needed.
+    fn at(&mut self, name: &OsStr, act: impl FnOnce(&mut Self) -> Result<Visit>) -> Result<Visit> {
+        let length = self.path.len();
+        self.path.push(b'/');
+        self.path.extend(name.as_bytes());
+        let visit = act(self)?;
+        if !matches!(visit, Visit::Entered) {
+            self.path.truncate(length);
+        }
+        Ok(visit)
+    }
+
+    fn path(&self) -> &Path {
+        as_path(&self.path)
     }
 
     /// How long nobody has touched it, if that is long enough.
@@ -159,7 +179,7 @@ impl<'a> Walk<'a> {
 
     /// Goes into a directory.
     fn enter(&mut self, levels: &mut Levels, name: &OsStr, look: &Look, age: Option<Duration>) -> Result<Visit> {
-        if self.pass.keep.with_all_below(&self.path) {
+        if self.pass.keep.with_all_below(self.path()) {
             return Ok(Visit::Stays);
         }
         let open = levels.dir().and_then(|dir| {
@@ -176,8 +196,8 @@ impl<'a> Walk<'a> {
             self.stats.in_use += usize::from(age.is_some());
             return Ok(Visit::Stays);
         }
-        match list(dir.as_fd(), &self.path) {
-            Ok(names) => levels.enter(Level::new(dir, names, *look, age)),
+        match list_by_inode(dir.as_fd(), self.path()) {
+            Ok(entries) => levels.enter(Level::new(dir, entries, *look, age)),
             Err(error) => return Ok(self.note(error)),
         }
         Ok(Visit::Entered)
@@ -195,7 +215,7 @@ impl<'a> Walk<'a> {
     fn leave(&mut self, levels: &Levels, left: &Level) -> Result<Visit> {
         match left.age {
             Some(age) if !left.stays && !self.folder.keeps_directories => {
-                let name = self.path.file_name().unwrap_or_default().to_owned();
+                let name = self.path().file_name().unwrap_or_default().to_owned();
                 self.remove(levels, &name, &left.look, age, Kind::Dir { emptied: left.changed })
             }
             _ => Ok(Visit::Stays),
@@ -205,12 +225,11 @@ impl<'a> Walk<'a> {
     /// Removes a name that is old enough, unless it is to be kept.
     fn remove(&mut self, levels: &Levels, name: &OsStr, look: &Look, age: Duration, kind: Kind) -> Result<Visit> {
         let is_dir = matches!(kind, Kind::Dir { .. });
-        if self.pass.keep.itself(&self.path) || (!is_dir && self.pass.keep.with_all_below(&self.path)) {
+        if self.pass.keep.itself(self.path()) || (!is_dir && self.pass.keep.with_all_below(self.path())) {
             return Ok(Visit::Stays);
         }
-        let inside = self.path.strip_prefix(&self.folder.path).unwrap_or(&self.path);
         // On directories there are locks of our own.
-        if self.lookout.is_used(look.identity(), &self.folder.inside.join(inside))?
+        if self.lookout.is_used(look.identity(), as_path(&self.path))?
             || (!is_dir && self.lookout.is_locked(look.identity())?)
         {
             self.memory.renew(look);
@@ -263,8 +282,11 @@ impl<'a> Walk<'a> {
     }
 }
 
+fn as_path(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
+
 /// A path, cut to a length that can be kept for many.
-fn shown(path: &Path) -> &Path {
-    let bytes = path.as_os_str().as_bytes();
-    Path::new(OsStr::from_bytes(bytes.get(..PATH_MAX).unwrap_or(bytes)))
+fn shown(path: &[u8]) -> &Path {
+    as_path(path.get(..PATH_MAX).unwrap_or(path))
 }

@@ -16,6 +16,9 @@ use syncd::system::System;
 use super::report::{JSON_VERSION, count};
 use super::{Outcome, say};
 
+/// How much of a list is printed at once, in bytes.
+const AT_ONCE: usize = 1 << 15;
+
 /// The object that `--json` prints.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -70,22 +73,28 @@ pub(crate) fn run(system: &System, dry_run: bool, json: bool) -> anyhow::Result<
     }
     let run_dir = system.layout.run_dir();
     let mut seen = Seen::load(run_dir);
-    let (mut removed, mut lines) = (Vec::new(), Vec::new());
+    let (mut removed, mut lines) = (Vec::new(), String::new());
+    // What lies together is often of one age, in seconds, which is formatted once.
+    let (mut seconds, mut shown) = (0, age(Duration::ZERO));
     let options = CleanOptions { now: Moment::now(), dry_run };
     let stats = pass(&system.layout, &system.config, &options, &mut seen, &mut |gone| {
-        let path = gone.path.to_string_lossy().into_owned();
+        let path = gone.path.to_string_lossy();
         if json {
             let kind = if gone.is_dir { "directory" } else { "file" };
-            removed.push(Removed { path, kind, age: gone.age.as_secs(), bytes: gone.bytes });
+            removed.push(Removed { path: path.into_owned(), kind, age: gone.age.as_secs(), bytes: gone.bytes });
         } else if dry_run {
-            lines.push(format!("{path} ({})", age(gone.age)));
+            if gone.age.as_secs() != seconds {
+                (seconds, shown) = (gone.age.as_secs(), age(gone.age));
+            }
+            lines.extend([&path, " (", &shown, ")\n"]);
+            if lines.len() > AT_ONCE {
+                say_lines(&mut lines);
+            }
         } else {
             tracing::debug!("{path}: removed ({})", age(gone.age));
         }
     })?;
-    if !lines.is_empty() {
-        say(&lines.join("\n"));
-    }
+    say_lines(&mut lines);
     if !dry_run {
         create_run_dir(run_dir)?;
         seen.save(run_dir)?;
@@ -99,6 +108,13 @@ pub(crate) fn run(system: &System, dry_run: bool, json: bool) -> anyhow::Result<
         say(&serde_json::to_string_pretty(&report)?);
     }
     Ok(outcome)
+}
+
+fn say_lines(lines: &mut String) {
+    if let Some(text) = lines.strip_suffix('\n') {
+        say(text);
+    }
+    lines.clear();
 }
 
 /// `1h 2m 3s`.

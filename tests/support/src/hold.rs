@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, ResolveFlags, link, openat, openat2, renameat_with, symlink};
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use serde::{Deserialize, Serialize};
 
@@ -139,10 +140,18 @@ fn exchange(at: &Path, canary: &Path, over: &AtomicBool) -> usize {
         let link = at.with_extension(level.to_string());
         let _exists = symlink(leads_to(&canary.join(parts[level]), &places[level], rng.bool()), &link);
         for _ in 0..2 * rng.usize(0..3000) {
-            count += usize::from(renameat_with(CWD, &link, CWD, &places[level], RenameFlags::EXCHANGE).is_ok());
+            count += usize::from(exchange_once(&link, &places[level]).is_ok());
         }
     }
     count
+}
+
+/// Not behind a symlink, which would be in the canary: one is left where the cleaner removed what it was exchanged for.
+fn exchange_once(link: &Path, place: &Path) -> rustix::io::Result<()> {
+    let (Some(parent), Some(name)) = (place.parent(), place.file_name()) else { return Err(Errno::INVAL) };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let parent = openat2(CWD, parent, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    renameat_with(CWD, link, parent, name, RenameFlags::EXCHANGE)
 }
 
 /// Returns how often something was mounted.
