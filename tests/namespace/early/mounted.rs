@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
+use std::process::Command;
 
 use super::table::{Mount, is_overlay, mount_at, mount_in_run, mounts, mounts_below};
 use super::{TWO, early, mode, paths, said, set_mode, set_xattr, state, token, xattrs};
@@ -224,7 +225,16 @@ pub(super) fn what_is_mounted_is_to_stay_until_the_last_stage() {
         let root = root.display().to_string().replace(' ', "\\040");
         expected.push(format!("SRC={source} TARGET={field} ROOT={root} OPTS=x-initrd.mount"));
     }
-    assert_eq!(fs::read_to_string(utab).unwrap().lines().collect::<Vec<_>>(), expected);
+    assert_eq!(fs::read_to_string(&utab).unwrap().lines().collect::<Vec<_>>(), expected);
+    // Every user's mount(8) and findmnt(8) read it, whatever umask the unit has.
+    world.cut();
+    let early = world.early_command("");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "umask 77; exec \"$0\" \"$@\""]).arg(early.get_program()).args(early.get_args());
+    expect(&shell.output().unwrap(), 0);
+    for file in [&utab, &utab.with_extension("lock"), &utab.with_extension("event")] {
+        assert_eq!(mode(file), 0o644, "{}", file.display());
+    }
 }
 
 pub(super) fn a_second_run_changes_nothing() {
