@@ -138,6 +138,13 @@ chmod 6751 program
 echo ram >protected
 perl -e 'open F, \"protected\"; $flags = pack \"l\", 16; ioctl F, 0x40086602, $flags or die \"FS_IOC_SETFLAGS: $!\"'
 ";
+/// What the daemon says of a release, when it has come to an end.
+const RELEASED: &str = "\
+#!/bin/sh
+said() { journalctl --output cat --unit ephemeral-overlay-syncd.service; }
+for _ in $(seq 150); do said | grep -q '/srv/data: .* RAM' && break; sleep 0.2; done
+said | tail -n 2
+";
 /// What systemd makes of each unit, at the most (`systemd-analyze security`). Without a sandbox it is 9.5 and more.
 const EXPOSURE: [(&str, f32); 5] = [
     ("ephemeral-overlay.service", 2.7),
@@ -157,6 +164,7 @@ fn sandbox(on: Setup) {
         (CONFIG.0, config),
         ("/srv/data/first", "disk\n"),
         ("/usr/local/bin/privileged", PRIVILEGED),
+        ("/usr/local/bin/released", RELEASED),
         ("/usr/local/bin/login-as", LOGIN),
         ("/usr/local/bin/logout-as", LOGOUT),
         ("/usr/local/bin/checkpoints", CHECKPOINTS),
@@ -172,7 +180,7 @@ fn sandbox(on: Setup) {
         cat /home/anna/.cache/kept/file\n\
         run privileged /srv/data/released\n\
         sh logout-as anna; checkpoints 1\n\
-        sh until journalctl --output cat --unit ephemeral-overlay-syncd | grep /srv/data:.*RAM.anew; do sleep 0.2; done\n\
+        run released\n\
         write /etc/new ram\n\
         run privileged /srv/data/saved\n\
         run systemctl stop ephemeral-overlay.service\n\
@@ -188,6 +196,7 @@ fn sandbox(on: Setup) {
     console.expect(console.exits().iter().all(|status| *status == "0"), "something failed");
     console.expect(console.says("guest: OUT cache: tmpfs ext4"), "the cache of a user was on disk");
     console.expect(console.file("/home/anna/.cache/kept/file").as_deref() == Some("disk"), "what is kept is not there");
+    console.expect(console.says("in RAM anew"), "the daemon did not release");
     console.expect(console.says("guest: OUT checkpoints: 2"), "the service of the shutdown did not save");
     console.expect(console.says("guest: OUT 0"), "a unit failed");
     expect_privileged(&machine.disk(), "/srv/data/released");
