@@ -23,6 +23,9 @@ put 644 mkinitcpio/hooks/ephemeral-overlay "$root/usr/lib/initcpio/hooks/ephemer
 for unit in systemd/*.service; do
     put 644 "$unit" "$units/${unit##*/}"
 done
+for drop_in in ephemeral-overlay ephemeral-overlay-; do
+    put 644 systemd/sandbox.conf "$units/$drop_in.service.d/sandbox.conf"
+done
 put 644 systemd/user@.service.d/ephemeral-overlay.conf "$units/user@.service.d/ephemeral-overlay.conf"
 put 644 packaging/logrotate "$root/etc/logrotate.d/ephemeral-overlay"
 put 755 systemd/system-shutdown.sh "$root/usr/lib/systemd/system-shutdown/ephemeral-overlay"

@@ -113,6 +113,21 @@ pub fn lock(run_dir: &Path) -> Result<Option<OwnedFd>, SystemError> {
     }
 }
 
+/// Whether somebody has locked the boot state of a run directory: mounts, merges or frees something at this moment.
+///
+/// # Errors
+/// Whatever open(2) or flock(2) says.
+pub fn is_locked(run_dir: &Path) -> Result<bool, SystemError> {
+    match open_host_dir(run_dir) {
+        Ok(directory) => match flock(&directory, FlockOperation::NonBlockingLockShared) {
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            other => other.at("flock", run_dir).map(|()| false),
+        },
+        Err(error) if error.errno() == Some(Errno::NOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 impl BootState {
     /// Reads the state; `None` when there is no such file.
     ///

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use ephemeral_overlay::error::At;
 use ephemeral_overlay::{Layout, mountinfo};
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, fchmod, flock, openat};
 
 /// Has systemd keep what is mounted at `paths` of the root to the end of a shutdown.
 pub(crate) fn keep_to_the_end(layout: &Layout, paths: &[PathBuf]) -> Result<()> {
@@ -56,5 +56,8 @@ pub(crate) fn keep_to_the_end(layout: &Layout, paths: &[PathBuf]) -> Result<()> 
 
 fn open_or_create(path: &Path, flags: OFlags) -> Result<OwnedFd> {
     let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
-    Ok(openat(CWD, path, flags | OFlags::CREATE | OFlags::CLOEXEC, mode).at("openat", path)?)
+    let file = openat(CWD, path, flags | OFlags::CREATE | OFlags::CLOEXEC, mode).at("openat", path)?;
+    // Everybody's mount(8) reads it, whatever umask our unit has.
+    fchmod(&file, mode).at("fchmod", path)?;
+    Ok(file)
 }

@@ -4,6 +4,7 @@
 mod holders;
 mod race;
 mod room;
+mod status;
 mod trouble;
 
 use std::fs;
@@ -33,6 +34,8 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_release_that_fails_anywhere_shows_the_same", trouble::a_release_that_fails_anywhere),
     ("a_release_killed_anywhere_is_as_a_cut", trouble::a_release_killed_anywhere),
     ("what_a_writer_saw_succeed_is_there", race::what_a_writer_saw_succeed_is_there),
+    ("status_says_that_it_is_being_released", status::it_is_being_released),
+    ("status_waits_for_a_release_that_begins", status::a_release_that_begins),
     ("a_full_tmpfs_grows_and_asks_for_a_release", room::a_full_tmpfs_grows),
 ];
 

@@ -213,6 +213,8 @@ fn unit_in_any_order() {
     install("mkinitcpio/install/ephemeral-overlay", "usr/lib/initcpio/install/ephemeral-overlay");
     install("mkinitcpio/hooks/ephemeral-overlay", "usr/lib/initcpio/hooks/ephemeral-overlay");
     install("systemd/ephemeral-overlay-early.service", "usr/lib/systemd/system/ephemeral-overlay-early.service");
+    let sandbox = "usr/lib/systemd/system/ephemeral-overlay-.service.d/sandbox.conf";
+    install("systemd/sandbox.conf", sandbox);
     for program in ["early", "syncd"] {
         // What it is does not matter here.
         install("packaging/counterpart", &format!("usr/lib/ephemeral-overlay/initramfs/{program}"));
@@ -227,6 +229,7 @@ fn unit_in_any_order() {
             })
         };
         assert_eq!(has("/usr/lib/systemd/system/ephemeral-overlay-early.service"), has_unit, "{flavour}");
+        assert_eq!(has(&format!("/{sandbox}")), has_unit, "{flavour}");
         let wanted = "/usr/lib/systemd/system/initrd.target.wants/ephemeral-overlay-early.service";
         assert_eq!(has(wanted), has_unit, "{flavour}");
         assert_eq!(has("/hooks/ephemeral-overlay"), !has_unit, "{flavour}");

@@ -39,12 +39,13 @@ const ELSEWHERE: [&str; 6] = [
 const FULL: [&str; 1] = ["what_is_written_to_is_as_it_was_during_the_checkpoint"];
 /// The release of which some cases boot always, and those.
 const EVERYDAY_DEBIAN: Suite = Suite::Trixie;
-const EVERYDAY_CASES: [&str; 5] = [
+const EVERYDAY_CASES: [&str; 6] = [
     "the_main_job_from_a_busybox_initramfs",
     "the_main_job_from_a_systemd_initramfs",
     "last_words_and_a_clean_journal",
     "a_separate_log_is_activated_late",
     "the_last_logout_and_a_suspend_save_what_is_in_ram",
+    "the_units_may_do_what_they_are_for_and_no_more",
 ];
 
 /// What is measured in the place of tests, when asked for.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use bytesize::ByteSize;
 use comfy_table::{Table, presets};
+use ephemeral_overlay::state;
 use serde::Serialize;
 use syncd::chain::Chain;
 use syncd::checkpoint::own_log;
@@ -44,12 +45,15 @@ struct Ram {
     problem: Option<String>,
 }
 
+#[allow(clippy::struct_excessive_bools, reason = "each is a key of the object")]
 #[derive(Debug, Serialize)]
 struct Target {
     #[serde(rename = "target")]
     path: PathBuf,
     /// An overlay is mounted on it.
     mounted: bool,
+    /// It is on its way to the disk at this moment; what is not known then is `null`.
+    being_released: bool,
     /// It waits for `activate`.
     deferred: bool,
     /// Paths that a power cut would cost now; `null` when they could not be counted.
@@ -58,10 +62,10 @@ struct Target {
     pending: Option<usize>,
     /// Their length in bytes.
     pending_bytes: Option<u64>,
-    /// Bytes that checkpoints and merges wrote to the disk in this boot.
-    written_in_boot_bytes: u64,
+    /// Bytes that checkpoints and merges wrote to the disk in this boot; `null` when that is not known.
+    written_in_boot_bytes: Option<u64>,
     /// The same, ever.
-    written_in_all_bytes: u64,
+    written_in_all_bytes: Option<u64>,
     /// A merge has begun and not ended.
     merging: bool,
     /// What the last command on it came to.
@@ -96,16 +100,20 @@ pub(crate) fn run(system: &System, json: bool) -> anyhow::Result<Outcome> {
 
 fn look(system: &System) -> anyhow::Result<Status> {
     let path = system.store_path()?;
+    let released = being_released(system)?;
     let mounted = system.mounted_targets(&[])?;
     let opened = match system.check_mounted("the store", system.persist()) {
         // What stands there else would look as if nothing were pending.
         Err(error @ Error::NotMounted { .. }) if mounted.is_empty() => Err(error),
-        _ => Store::open_to_read(&path).and_then(|store| {
-            let store = store.unwrap_or_else(|| Store::absent(&path));
-            Ok((system.stored_targets(&store, &[])?, store))
-        }),
+        // A release has it to its end, which is not waited for.
+        _ if !released.is_empty() => Ok(None),
+        _ => Store::open_to_read(&path).map(|store| store.or_else(|| Some(Store::absent(&path)))),
     };
-    let (stored, store) = match opened {
+    // Whoever had the store until now may have mounted or released something; nobody does while we have it.
+    let system = &system.now()?;
+    let mounted = system.mounted_targets(&[])?;
+    let listed = opened.and_then(|store| Ok((system.stored_targets(&Store::absent(&path), &[])?, store)));
+    let (stored, store) = match listed {
         Ok((stored, store)) => (stored, Ok(store)),
         Err(error) => (Vec::new(), Err(in_words(error))),
     };
@@ -115,7 +123,9 @@ fn look(system: &System) -> anyhow::Result<Status> {
     if let (Err(problem), true) = (&store, paths.is_empty()) {
         bail!("{problem}");
     }
-    let targets = paths.iter().map(|path| target(system, store.as_ref(), path, mounted.contains(path))).collect();
+    let store = store.as_ref().map(Option::as_ref);
+    let target = |path: &PathBuf| target(system, store, path, mounted.contains(path), released.contains(path));
+    let targets = paths.iter().map(target).collect();
     let ram = if mounted.is_empty() { None } else { Some(Ram::of(system)?) };
     let skipped = system.boot.iter().flat_map(|boot| &boot.skipped);
     Ok(Status {
@@ -126,6 +136,13 @@ fn look(system: &System) -> anyhow::Result<Status> {
         targets,
         skipped: skipped.map(|skip| Skipped { path: skip.path.clone(), reason: skip.reason.clone() }).collect(),
     })
+}
+
+/// The targets whose overlay is not there because somebody is at work: a release unmounts it, merges, and mounts a new one.
+fn being_released(system: &System) -> anyhow::Result<Vec<PathBuf>> {
+    let mut unmounted = system.mounted_targets(&[])?;
+    unmounted.retain(|path| !release::is_mounted(&system.layout, path).unwrap_or(true));
+    Ok(if !unmounted.is_empty() && state::is_locked(system.layout.run_dir())? { unmounted } else { Vec::new() })
 }
 
 impl Ram {
@@ -142,28 +159,36 @@ impl Ram {
     }
 }
 
-/// `store` is the store, or why it cannot be looked at.
-fn target(system: &System, store: Result<&Store, &String>, path: &Path, mounted: bool) -> Target {
+/// `store` is the store, if it can be looked at now, or why it cannot be looked at.
+fn target(
+    system: &System,
+    store: Result<Option<&Store>, &String>,
+    path: &Path,
+    mounted: bool,
+    being_released: bool,
+) -> Target {
     let mut target = Target {
         path: path.to_path_buf(),
         mounted,
+        being_released,
         deferred: system.boot.as_ref().is_some_and(|boot| boot.deferred.iter().any(|deferred| deferred == path)),
         unsaved: (!mounted).then_some(0),
         pending: None,
         pending_bytes: None,
-        written_in_boot_bytes: 0,
-        written_in_all_bytes: 0,
+        written_in_boot_bytes: None,
+        written_in_all_bytes: None,
         merging: false,
         last: TargetReport::last(&system.layout, path).filter(|_| system.live),
         conflicts: Vec::new(),
         problem: None,
     };
     let mut problems: Vec<_> = system.boot.iter().filter_map(|boot| boot.target(path)?.pinned.clone()).collect();
-    if mounted && !release::is_mounted(&system.layout, path).unwrap_or(true) {
+    if mounted && !being_released && !release::is_mounted(&system.layout, path).unwrap_or(true) {
         problems.push("its overlay is not mounted; `syncd release` brings it to the disk".to_owned());
     }
     match store {
-        Ok(store) => target.look_into(system, store, &mut problems),
+        Ok(Some(store)) => target.look_into(system, store, &mut problems),
+        Ok(None) => {}
         Err(problem) => problems.push(problem.clone()),
     }
     problems.dedup();
@@ -198,7 +223,7 @@ impl Target {
             }
         };
         let written = written.seen_from(&boot_id());
-        (self.written_in_boot_bytes, self.written_in_all_bytes) = (written.in_boot, written.in_all);
+        (self.written_in_boot_bytes, self.written_in_all_bytes) = (Some(written.in_boot), Some(written.in_all));
         self.merging = part.marker().is_ok_and(|marker| marker.is_some());
         self.conflicts = part.all_conflicts().unwrap_or_default();
     }
@@ -235,14 +260,16 @@ fn table(status: &Status) -> String {
             (Some(count), Some(bytes)) => format!("{count} ({})", ByteSize(bytes)),
         };
         let written = match (target.written_in_boot_bytes, target.written_in_all_bytes) {
-            (_, 0) => "-".to_owned(),
-            (boot, all) => format!("{} ({} in all)", ByteSize(boot), ByteSize(all)),
+            (_, Some(0)) => "-".to_owned(),
+            (Some(boot), Some(all)) => format!("{} ({} in all)", ByteSize(boot), ByteSize(all)),
+            _ => "?".to_owned(),
         };
         let unsaved = target.unsaved.map_or("?".to_owned(), |number| match number {
             0 => "-".to_owned(),
             number => count(number, "path"),
         });
         let state = match target {
+            Target { being_released: true, .. } => "being released",
             Target { mounted: true, .. } => "in RAM",
             Target { merging: true, .. } => "half merged",
             Target { deferred: true, .. } => "deferred",
@@ -264,6 +291,10 @@ fn table(status: &Status) -> String {
     }
     lines.extend(table.lines().map(|line| line.trim_end().to_owned()));
     for target in &status.targets {
+        if target.being_released {
+            let path = target.path.display();
+            lines.push(format!("{path}: it is being released; until that is done nothing can be written to it"));
+        }
         let last = target.last.as_ref().filter(|last| last.status != 0).map(|last| &last.message);
         let problems = target.problem.iter().filter(|problem| Some(*problem) != last).chain(last);
         lines.extend(problems.map(|problem| format!("{}: {problem}", target.path.display())));

@@ -1,11 +1,20 @@
 //! The daemon under systemd, with logind's real sessions.
 
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+
+use rustix::fs::{IFlags, ioctl_getflags, makedev};
+
 use super::Case;
+use super::systemd::suite;
+use crate::disk::Disk;
+use crate::initramfs::{Flavour, Initramfs};
 use crate::machine::{Boot, Machine, Setup};
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("the_last_logout_and_a_suspend_save_what_is_in_ram", logout_and_suspend),
     ("a_shutdown_after_releases_leaves_nothing_pending", shutdown_after_releases),
+    ("the_units_may_do_what_they_are_for_and_no_more", sandbox),
     ("a_day_of_logs_and_packages_leaves_the_daemon_as_it_was", day),
 ];
 
@@ -113,6 +122,102 @@ fn shutdown_after_releases(on: Setup) {
     for target in ["/etc", "/var/log", "/srv/data"] {
         console.expect(disk.checkpoints(target).is_empty(), &format!("{target}: something is pending"));
     }
+}
+
+/// What only root may make, and a merge has to make again: devices, what runs as somebody else, what cannot be changed.
+const PRIVILEGED: &str = "\
+#!/bin/sh
+set -e
+mkdir \"$1\"
+cd \"$1\"
+mknod zero c 1 5
+mknod loop b 7 0
+echo ram >program
+chown 1000:1000 program
+chmod 6751 program
+echo ram >protected
+perl -e 'open F, \"protected\"; $flags = pack \"l\", 16; ioctl F, 0x40086602, $flags or die \"FS_IOC_SETFLAGS: $!\"'
+";
+/// What the daemon says of a release, when it has come to an end.
+const RELEASED: &str = "\
+#!/bin/sh
+said() { journalctl --output cat --unit ephemeral-overlay-syncd.service; }
+for _ in $(seq 150); do said | grep -q '/srv/data: .* RAM' && break; sleep 0.2; done
+said | tail -n 2
+";
+/// What systemd makes of each unit, at the most (`systemd-analyze security`). Without a sandbox it is 9.5 and more.
+const EXPOSURE: [(&str, f32); 5] = [
+    ("ephemeral-overlay.service", 2.7),
+    ("ephemeral-overlay-early.service", 4.3),
+    ("ephemeral-overlay-late.service", 4.2),
+    ("ephemeral-overlay-syncd.service", 4.5),
+    ("ephemeral-overlay-user-cache@1000.service", 4.5),
+];
+
+/// Each unit does what it is for: the daemon releases at the last logout, with all that a merge may come to; a user's cache
+/// is in RAM, with a folder that is kept; what the shutdown stops saves; and the initramfs merges that. Each has a sandbox,
+/// as narrow as it was once.
+fn sandbox(on: Setup) {
+    let config = "[overlay]\ndirs = [\"/etc\", \"/srv/data\"]\n[persist]\nuser_cache = [\"kept\"]\n\
+        [checkpoint]\ninterval = \"1h\"\nper_target = { \"/etc\" = \"1h\" }\non_logout = \"release\"\n";
+    let files = [
+        (CONFIG.0, config),
+        ("/srv/data/first", "disk\n"),
+        ("/usr/local/bin/privileged", PRIVILEGED),
+        ("/usr/local/bin/released", RELEASED),
+        ("/usr/local/bin/login-as", LOGIN),
+        ("/usr/local/bin/logout-as", LOGOUT),
+        ("/usr/local/bin/checkpoints", CHECKPOINTS),
+    ];
+    let mut machine = Machine::new(on, "sandbox", &files);
+    let units = EXPOSURE.map(|(unit, _)| unit).join(" ");
+    let script = format!(
+        "\
+        sh systemd-analyze security --no-pager {units} | grep Overall\n\
+        sh useradd --create-home anna; su anna -c 'mkdir -p ~/.cache/kept; echo disk >~/.cache/kept/file'\n\
+        run login-as anna\n\
+        sh echo cache: $(findmnt --noheadings --output FSTYPE --submounts /home/anna/.cache)\n\
+        cat /home/anna/.cache/kept/file\n\
+        run privileged /srv/data/released\n\
+        sh logout-as anna; checkpoints 1\n\
+        run released\n\
+        write /etc/new ram\n\
+        run privileged /srv/data/saved\n\
+        run systemctl stop ephemeral-overlay.service\n\
+        run checkpoints 2\n\
+        sh systemctl --failed --no-legend | wc -l"
+    );
+    let console = machine.boot_and_cut(Boot::default(), &script);
+    for (unit, bound) in EXPOSURE {
+        let found = console.lines.iter().find_map(|line| line.split_once(&format!(" level for {unit}: ")));
+        let level = found.and_then(|(_, level)| level.split(' ').next()?.parse::<f32>().ok());
+        console.expect(level.is_some_and(|level| level <= bound), &format!("{unit}: {level:?}, not {bound}"));
+    }
+    console.expect(console.exits().iter().all(|status| *status == "0"), "something failed");
+    console.expect(console.says("guest: OUT cache: tmpfs ext4"), "the cache of a user was on disk");
+    console.expect(console.file("/home/anna/.cache/kept/file").as_deref() == Some("disk"), "what is kept is not there");
+    console.expect(console.says("in RAM anew"), "the daemon did not release");
+    console.expect(console.says("guest: OUT checkpoints: 2"), "the service of the shutdown did not save");
+    console.expect(console.says("guest: OUT 0"), "a unit failed");
+    expect_privileged(&machine.disk(), "/srv/data/released");
+    let initramfs = Initramfs { flavour: Flavour::Systemd(suite(on)), ..Initramfs::default() };
+    machine.boot_and_cut(Boot { initramfs, ..Boot::default() }, "mounts");
+    expect_privileged(&machine.disk(), "/srv/data/saved");
+}
+
+/// What `PRIVILEGED` makes was merged.
+#[track_caller]
+fn expect_privileged(disk: &Disk, directory: &str) {
+    let directory = disk.at(directory);
+    let found = ["zero", "loop", "program", "protected"].map(|name| {
+        let stat = std::fs::symlink_metadata(directory.join(name)).ok()?;
+        Some((stat.mode(), stat.uid(), stat.rdev()))
+    });
+    let expected =
+        [(0o20_644, 0, makedev(1, 5)), (0o60_644, 0, makedev(7, 0)), (0o106_751, 1000, 0), (0o100_644, 0, 0)];
+    assert_eq!(found, expected.map(Some), "what was merged");
+    let protected = File::open(directory.join("protected")).expect("open");
+    assert!(ioctl_getflags(protected).expect("FS_IOC_GETFLAGS").contains(IFlags::IMMUTABLE), "it can be changed");
 }
 
 /// What a day brings, hour after hour: settings, packages that come and go, logs, their rotation; each checkpoint is asked

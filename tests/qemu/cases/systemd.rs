@@ -14,7 +14,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("a_hanging_early_in_a_systemd_initramfs_is_given_up", hanging_early),
 ];
 
-fn suite(on: Setup) -> Suite {
+pub(super) fn suite(on: Setup) -> Suite {
     match on.system {
         System::Debian(suite) => suite,
         System::Minimal | System::OpenRc(_) => panic!("this is about a release of Debian"),
@@ -106,17 +106,28 @@ fn journal_has(disk: &Disk, text: &str) -> bool {
     })
 }
 
+/// Says what the kernel knows of its sandbox, and then nothing any more. There is no program beside the shell for it.
+const HANGING: &str = "\
+#!/bin/sh
+while read -r key value; do echo \"$key $value\"; done </proc/self/status >/run/status
+exec sleep 100000
+";
+
 /// `early` does nothing for a minute: systemd ends it and goes on with the boot, from disk. The checkpoint stays.
 fn hanging_early(on: Setup) {
     let mut machine = Machine::new(on, "hanging_early", &[("/etc/kept", "disk\n")]);
     machine.boot_and_cut(Boot::default(), "write /etc/kept ram\nrun syncd checkpoint");
     let flavour = Flavour::Systemd(suite(on));
-    let initramfs =
-        Initramfs { flavour, replaced: Some(("early", "#!/bin/sh\nexec sleep 100000\n")), ..Initramfs::default() };
+    let initramfs = Initramfs { flavour, replaced: Some(("early", HANGING)), ..Initramfs::default() };
     let ended = "sh journalctl --boot --no-pager --unit ephemeral-overlay-early.service | grep --count 'timed out'";
-    let console =
-        machine.boot(Boot { initramfs, ..Boot::default() }, &format!("mounts\ncat /etc/kept\n{ended}\nshutdown"));
+    let console = machine.boot(
+        Boot { initramfs, ..Boot::default() },
+        &format!("mounts\ncat /etc/kept\ncat /run/status\n{ended}\nshutdown"),
+    );
     console.expect(console.exits() == ["0"], "it was not systemd that ended it");
+    for line in ["NoNewPrivs: 1", "Seccomp: 2"] {
+        console.expect(console.says(line), "the initramfs has no sandbox for it");
+    }
     console.expect(console.mounts("/etc").is_empty(), "there is an overlay");
     console.expect(console.file("/etc/kept").as_deref() == Some("disk"), "the disk is not what it was");
     assert!(!machine.disk().checkpoints("/etc").is_empty(), "the checkpoint is gone");
