@@ -66,6 +66,8 @@ impl Disk {
 
     /// Takes all room away from a thin device but what is in use and `bytes`.
     pub(crate) fn take_room(&self, bytes: u64) {
+        // What was removed is free only once that is in the journal, and would be room that nobody counts.
+        rustix::fs::syncfs(fs::File::open(self.path()).unwrap()).unwrap();
         tools::run("fstrim", &[self.path().to_str().unwrap()]);
         let free = statvfs(self.beside("pool")).map(|stat| stat.f_bavail * stat.f_frsize).unwrap();
         let length = free.checked_sub(bytes).unwrap().to_string();
