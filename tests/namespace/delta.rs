@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use crate::sweep::strace;
 use crate::tools::{self, text};
 use crate::world::{Disk, ETC, Fs, World, expect};
 use test_support::mapped::Mapping;
@@ -14,6 +15,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_page_of_a_long_file_costs_a_page", a_page_of_a_long_file_costs_a_page),
     ("a_rotated_log_costs_nothing", a_rotated_log_costs_nothing),
     ("a_log_that_is_copied_and_cut_off_costs_nothing", a_log_that_is_copied_and_cut_off_costs_nothing),
+    ("a_log_that_grew_is_not_read_on_the_disk", a_log_that_grew_is_not_read_on_the_disk),
     ("growing_and_shrinking_files_are_exact", growing_and_shrinking_files_are_exact),
     ("what_refers_to_a_damaged_checkpoint_is_written_anew", what_refers_to_a_damaged_checkpoint_is_written_anew),
     ("a_full_checkpoint_refers_to_nothing_before_it", a_full_checkpoint_refers_to_nothing_before_it),
@@ -100,6 +102,31 @@ fn a_log_that_is_copied_and_cut_off_costs_nothing() {
     File::options().write(true).open(at("log")).unwrap().set_len(0).unwrap();
     let length = checkpoint(&world);
     assert!(length < 10_000, "{length} bytes for a rotation");
+    expect_view_after_a_cut(&world);
+}
+
+fn a_log_that_grew_is_not_read_on_the_disk() {
+    let world = world();
+    world.boot();
+    let path = world.at("etc/log");
+    // Its last block and its last page are not full.
+    fs::write(&path, noise(1, 300_001)).unwrap();
+    checkpoint(&world);
+    let reads = || {
+        let output = strace(&world.syncd_command(&["checkpoint"]), &["-y", "-e", "trace=pread64"]);
+        expect(&output, 0);
+        text(&output).lines().filter(|line| line.contains("0000000001.ckpt>")).count()
+    };
+    let unchanged = reads();
+    assert!(unchanged > 0);
+    OpenOptions::new().append(true).open(&path).unwrap().write_all(&noise(2, 10_000)).unwrap();
+    assert_eq!(reads(), unchanged);
+    let length = fs::metadata(world.checkpoints().last().unwrap()).unwrap().len();
+    assert!((10_000..20_000).contains(&length), "{length} bytes");
+    // What changed in the block, too, is compared with what is there.
+    OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"new", 290_000).unwrap();
+    OpenOptions::new().append(true).open(&path).unwrap().write_all(&noise(3, 10_000)).unwrap();
+    assert!(reads() > unchanged);
     expect_view_after_a_cut(&world);
 }
 

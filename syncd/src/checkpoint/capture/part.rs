@@ -1,5 +1,7 @@
 //! A file, or a piece of a long one, as one thread read it: what the chain has already is referred to, the rest is data.
 
+use std::ops::Range;
+
 use crate::chain::{Chain, FrameCache};
 use crate::content::BlockRead;
 use crate::digest::{BLOCK, Block};
@@ -73,7 +75,7 @@ impl Taker<'_> {
             return Ok(());
         }
         let old = match self.previous {
-            Some(previous) if block.is_some() => previous.block(read, frames)?,
+            Some(previous) if block.is_some() => previous.block(read, self.seed, frames)?,
             _ => None,
         };
         for segment in read.data {
@@ -81,7 +83,7 @@ impl Taker<'_> {
             while at < segment.end {
                 let end = segment.end.min((at / PAGE + 1) * PAGE);
                 match (&old, self.previous) {
-                    (Some(old), Some(previous)) if old.get(at..end) == Some(&read.bytes[at..end]) => {
+                    (Some(old), Some(previous)) if old.has(at..end, read.bytes) => {
                         let back = self.sequence - previous.seq;
                         let range = read.offset + at as u64..read.offset + end as u64;
                         let stretches = previous.content.within(range);
@@ -114,13 +116,36 @@ impl Taker<'_> {
     }
 }
 
+/// What stood where a block was read.
+enum Old {
+    /// As many of its bytes, and no more.
+    Begins(usize),
+    Bytes(Vec<u8>),
+}
+
+impl Old {
+    /// Whether a range of `bytes` is the same.
+    fn has(&self, range: Range<usize>, bytes: &[u8]) -> bool {
+        match self {
+            Self::Begins(length) => range.end <= *length,
+            Self::Bytes(old) => old.get(range.clone()) == Some(&bytes[range]),
+        }
+    }
+}
+
 impl Previous<'_> {
-    /// The bytes that stood where a block was read, as many as there were; nothing where there were none.
-    fn block(&self, read: &BlockRead, frames: &mut FrameCache) -> Result<Option<Vec<u8>>> {
+    /// What stood where a block was read; nothing where the file ended before. A log that only grew is told by its digest:
+    /// nothing of it is read from the disk.
+    fn block(&self, read: &BlockRead, seed: u64, frames: &mut FrameCache) -> Result<Option<Old>> {
         let end = self.content.size.min(read.offset + read.bytes.len() as u64);
         let Some(length) = end.checked_sub(read.offset).and_then(|length| usize::try_from(length).ok()) else {
             return Ok(None);
         };
+        if length < read.bytes.len()
+            && self.digest(read.number()) == Block::of(read.number(), &read.bytes[..length], seed)
+        {
+            return Ok(Some(Old::Begins(length)));
+        }
         let mut old = vec![0; length];
         let stretches = self.content.within(read.offset..end);
         let copied = self.chain.stretches(self.seq, stretches, frames, &mut |at, bytes| {
@@ -133,7 +158,13 @@ impl Previous<'_> {
             Err(Error::System(error)) => {
                 Err(Error::Damaged { path: error.path.clone(), what: format!("{}: {}", error.call, error.source) })
             }
-            other => other.map(|()| Some(old)),
+            other => other.map(|()| Some(Old::Bytes(old))),
         }
+    }
+
+    /// Nothing for a block of zeros.
+    fn digest(&self, number: u64) -> Option<Block> {
+        let blocks = &self.content.blocks;
+        blocks.binary_search_by_key(&number, |block| block.number).ok().map(|at| blocks[at])
     }
 }
