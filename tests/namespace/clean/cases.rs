@@ -45,10 +45,8 @@ fn held(what: impl std::any::Any) -> Held {
 }
 
 pub(super) fn plain(path: &Path) -> Held {
-    {
-        fs::write(path, "content").unwrap();
-        done()
-    }
+    fs::write(path, "content").unwrap();
+    done()
 }
 
 /// A directory with an old file in it.
@@ -58,10 +56,8 @@ fn full(path: &Path) -> Held {
 }
 
 fn empty(path: &Path) -> Held {
-    {
-        fs::create_dir(path).unwrap();
-        done()
-    }
+    fs::create_dir(path).unwrap();
+    done()
 }
 
 /// Its parent directory is made, too.
@@ -71,10 +67,8 @@ pub(super) fn below(path: &Path) -> Held {
 }
 
 fn special(path: &Path, kind: FileType, device: u64) -> Held {
-    {
-        mknodat(CWD, path, kind, Mode::RUSR | Mode::WUSR, device).unwrap();
-        done()
-    }
+    mknodat(CWD, path, kind, Mode::RUSR | Mode::WUSR, device).unwrap();
+    done()
 }
 
 fn open(path: &Path) -> File {
