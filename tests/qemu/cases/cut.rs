@@ -8,7 +8,7 @@ pub(crate) const CASES: &[(&str, Case)] =
     &[("a_merge_cut_again_and_again_ends_whole", cut_merge), ("a_cut_last_stage_is_finished_at_boot", cut_last_stage)];
 
 /// Enough for a merge to take a while.
-const MANY: &str = "sh i=0; while [ $i -lt 500 ]; do echo $i >/etc/many.$i; i=$((i+1)); done";
+const MANY: &str = "sh i=0; while [ $i -lt 2000 ]; do echo $i >/etc/many.$i; i=$((i+1)); done";
 /// Shows how many of them there are, and that each has its contents.
 const COUNT: &str = "sh ls /etc | grep -c '^many'; cat /etc/many.* | sort -n | md5sum";
 
@@ -24,10 +24,10 @@ fn cut_merge(on: Setup) {
     let mut machine = machine(on, "cut_merge");
     let console = machine.boot_and_cut(Boot::default(), &format!("{CHANGE}\n{MANY}\n{CHECKPOINT}\n{COUNT}"));
     let expected = counted(&console).join("\n");
-    console.expect(expected.starts_with("500\n"), "not what was to be written");
+    console.expect(expected.starts_with("2000\n"), "not what was to be written");
 
     let mut cuts_within = 0;
-    let mut after = 0.02;
+    let mut after = 0.1;
     while !machine.disk().checkpoints("/etc").is_empty() {
         let cmdline = format!("rw test.cut={after:.3}");
         let console = machine.try_boot(Boot { cmdline: &cmdline, ..Boot::default() }, "shutdown");
@@ -36,12 +36,13 @@ fn cut_merge(on: Setup) {
         cuts_within += usize::from(disk.is_half_merged("/etc"));
         if disk.checkpoints("/etc").is_empty() {
             // Its last file goes when all is on disk, and not before.
-            assert_eq!(disk.file("/etc/many.499").as_deref(), Some("499"));
+            assert_eq!(disk.file("/etc/many.1999").as_deref(), Some("1999"));
         }
-        after *= 1.6;
+        after *= 1.15;
         assert!(after < 60.0, "the merge does not come to its end");
     }
-    assert!(cuts_within > 0, "no cut was within the merge");
+    println!("{cuts_within} cuts were within the merge");
+    assert!(cuts_within > 0);
 
     let console = machine.boot(Boot::default(), &format!("{LOOK}\n{COUNT}\nshutdown"));
     expect_view(&console, true);
@@ -68,7 +69,7 @@ fn cut_last_stage(on: Setup) {
         expect_view(&console, true);
         let later = console.file("/etc/late").is_some();
         let count = counted(&console)[0];
-        console.expect(count == if later { "500" } else { "0" }, &format!("a mixture: {later}, {count} files"));
+        console.expect(count == if later { "2000" } else { "0" }, &format!("a mixture: {later}, {count} files"));
         expect_pending(&machine.disk(), 0);
     }
     assert!(cuts > 0, "no cut was within the last stage");
