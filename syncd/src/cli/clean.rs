@@ -16,9 +16,6 @@ use syncd::system::System;
 use super::report::{JSON_VERSION, count};
 use super::{Outcome, say};
 
-/// How much of a list is printed at once, in bytes.
-const AT_ONCE: usize = 1 << 15;
-
 /// The object that `--json` prints.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -87,14 +84,13 @@ pub(crate) fn run(system: &System, dry_run: bool, json: bool) -> anyhow::Result<
                 (seconds, shown) = (gone.age.as_secs(), age(gone.age));
             }
             lines.extend([&path, " (", &shown, ")\n"]);
-            if lines.len() > AT_ONCE {
-                say_lines(&mut lines);
-            }
         } else {
             tracing::debug!("{path}: removed ({})", age(gone.age));
         }
     })?;
-    say_lines(&mut lines);
+    if let Some(lines) = lines.strip_suffix('\n') {
+        say(lines);
+    }
     if !dry_run {
         create_run_dir(run_dir)?;
         seen.save(run_dir)?;
@@ -108,13 +104,6 @@ pub(crate) fn run(system: &System, dry_run: bool, json: bool) -> anyhow::Result<
         say(&serde_json::to_string_pretty(&report)?);
     }
     Ok(outcome)
-}
-
-fn say_lines(lines: &mut String) {
-    if let Some(text) = lines.strip_suffix('\n') {
-        say(text);
-    }
-    lines.clear();
 }
 
 /// `1h 2m 3s`.
