@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use past::Past;
 
 use crate::chain::Net;
-use crate::diff::{self, Draft};
+use crate::diff::{Beside, Draft};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::format::Relation;
@@ -143,9 +143,10 @@ struct Job<'a> {
 impl Job<'_> {
     /// Finds the changes and writes them, if there are any.
     fn record(&self, store: &TargetStore, scan: &[Found], stats: &mut CheckpointStats) -> Result<()> {
-        let looked = self.look(scan)?;
+        let beside = Beside::new(&self.past.net, scan);
+        let looked = self.look(&beside)?;
         let nothing = Net::default();
-        let mut drafts = diff::diff(&self.past.net, scan, &looked, &self.held);
+        let mut drafts = beside.diff(&looked, &self.held);
         if self.is_nothing(&drafts)? {
             return if self.options.dry_run { Ok(()) } else { self.settle(store) };
         }
@@ -161,7 +162,7 @@ impl Job<'_> {
         let relation = self.relation(scan);
         stats.full = matches!(relation, Relation::Full { .. });
         if stats.full && self.past.net != nothing {
-            drafts = diff::diff(&nothing, scan, &[], &self.held);
+            drafts = Beside::new(&nothing, scan).diff(&[], &self.held);
         }
         let sequence = store.next_sequence()?;
         let written = self.write(store, sequence, relation, &drafts, &looked, stats)?;
@@ -204,5 +205,5 @@ impl Job<'_> {
 #[must_use]
 pub fn own_log(target: &Path, log: &Path) -> Option<RelPath> {
     use std::os::unix::ffi::OsStrExt;
-    RelPath::parse(log.strip_prefix(target).ok()?.as_os_str().as_bytes().to_vec()).filter(|path| !path.is_root())
+    RelPath::parse(log.strip_prefix(target).ok()?.as_os_str().as_bytes()).filter(|path| !path.is_root())
 }

@@ -1,8 +1,9 @@
 //! What changed in upper since the last checkpoint: a pure function of the recorded state and a scan.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::chain::{Net, Recorded};
+use crate::chain::Net;
 use crate::content::Read;
 use crate::entry::{Kind, Meta, Node, State};
 use crate::path::RelPath;
@@ -31,94 +32,135 @@ pub enum Looked {
 impl Looked {
     /// Compares a file, as it was read, with what is recorded.
     #[must_use]
-    pub fn of(recorded: Option<&State>, meta: &Meta, read: Read) -> Self {
-        let node = recorded.and_then(State::node);
-        let is_same = node.is_some_and(|node| {
+    pub fn of(recorded: &State, meta: &Meta, read: Read) -> Self {
+        let is_same = recorded.node().is_some_and(|node| {
             node.meta == *meta && node.content().is_some_and(|content| content.digest == read.digest)
         });
         if is_same { Self::Same } else { Self::Changed(Box::new(read)) }
     }
 }
 
-/// The files whose contents have to be compared: recorded with the same length. All others changed for certain.
-#[must_use]
-pub fn to_hash<'a>(net: &Net, scan: &'a [Found]) -> Vec<&'a Found> {
-    let is_same_size = |found: &Found, state: &State| {
-        found.object == Object::File
-            && state.node().and_then(Node::content).is_some_and(|content| content.size == found.stamp.size)
-    };
-    let with_state = with_recorded(net, scan).filter_map(|(found, state)| Some((found, state?)));
-    with_state.filter(|(found, state)| is_same_size(found, state)).map(|(found, _)| found).collect()
-}
-
-/// What was found, each with what is recorded there: both are in path order.
-fn with_recorded<'a, 'n>(net: &'n Net, scan: &'a [Found]) -> impl Iterator<Item = (&'a Found, Option<&'n State>)> {
-    let mut entries = net.entries.iter().peekable();
-    scan.iter().map(move |found| {
-        while entries.next_if(|(path, _)| **path < found.path).is_some() {}
-        let recorded = entries.next_if(|(path, _)| **path == found.path);
-        (found, recorded.map(|(_, recorded)| &recorded.state))
-    })
-}
-
-/// What is recorded and was not found.
-fn not_found<'n>(net: &'n Net, scan: &[Found]) -> impl Iterator<Item = (&'n RelPath, &'n Recorded)> {
-    let mut found = scan.iter().peekable();
-    net.entries.iter().filter(move |(path, _)| {
-        while found.next_if(|found| found.path < **path).is_some() {}
-        found.next_if(|found| found.path == **path).is_none()
-    })
-}
-
-/// The changes, in path order. `looked` has those of [`to_hash`], in path order too; paths in `held` and what is below
-/// them keep what is recorded.
-#[must_use]
-pub fn diff<'a>(
+/// A scan beside what is recorded, paired once: to compare many thousand paths costs more than what is done with each.
+#[derive(Debug)]
+pub struct Beside<'a> {
     net: &'a Net,
     scan: &'a [Found],
-    looked: &[(&RelPath, Looked)],
-    held: &BTreeSet<RelPath>,
-) -> Vec<(&'a RelPath, Draft<'a>)> {
-    let is_below_held = |path: &RelPath| {
-        !held.is_empty() && (held.contains(path) || path.ancestors().any(|above| held.contains(&above)))
-    };
-    let groups = Groups::of(net, scan);
-    // A link group is recorded whole or not at all.
-    let is_held = |path: &RelPath| {
-        is_below_held(path)
-            || !held.is_empty()
-                && groups.now.get(path).is_some_and(|members| members.iter().any(|member| is_below_held(member)))
-    };
-    let mut looked = looked.iter().peekable();
-    let is_changed = |(found, recorded): (&Found, Option<&State>)| {
-        while looked.next_if(|(path, _)| **path < found.path).is_some() {}
-        let looked = looked.next_if(|(path, _)| **path == found.path);
-        let is_same = match (&found.object, recorded) {
-            (Object::Whiteout, Some(State::Deleted)) => true,
-            (Object::Other(kind, meta), Some(State::Present(node))) => *kind == node.kind && *meta == node.meta,
-            (Object::File, Some(State::Present(_))) => matches!(looked, Some((_, Looked::Same))),
-            _ => false,
+    /// What is recorded of each that was found.
+    recorded: Vec<Option<&'a State>>,
+    /// What is recorded and was not found.
+    gone: Vec<(&'a RelPath, &'a State)>,
+}
+
+impl<'a> Beside<'a> {
+    /// Pairs them: both are in path order.
+    #[must_use]
+    pub fn new(net: &'a Net, scan: &'a [Found]) -> Self {
+        let mut gone = Vec::new();
+        let mut entries = net.entries.iter().map(|(path, recorded)| (path, &recorded.state)).peekable();
+        let mut of = |found: &Found| {
+            loop {
+                let (path, state) = *entries.peek()?;
+                let order = path.cmp(&found.path);
+                if order == Ordering::Greater {
+                    return None;
+                }
+                entries.next();
+                if order == Ordering::Equal {
+                    return Some(state);
+                }
+                gone.push((path, state));
+            }
         };
-        let stays = is_held(&found.path) || is_same && groups.is_same(&found.path);
-        !stays
-    };
-    let changed: Vec<bool> = with_recorded(net, scan).map(is_changed).collect();
-    let numbers =
-        groups.numbers(scan.iter().zip(&changed).filter(|(_, changed)| **changed).map(|(found, _)| &found.path));
-    let present = scan.iter().zip(changed).filter_map(|(found, changed)| {
-        // Of a group of which one member changed, all are recorded.
-        let number = numbers.get(&found.path).copied();
-        let draft = match found.object {
-            Object::Whiteout => Draft::Deleted,
-            _ => Draft::Present(found, number.unwrap_or(0)),
+        let recorded = scan.iter().map(&mut of).collect();
+        gone.extend(entries);
+        Self { net, scan, recorded, gone }
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = (&'a Found, Option<&'a State>)> {
+        self.scan.iter().zip(self.recorded.iter().copied())
+    }
+
+    /// The files whose contents have to be compared: recorded with the same length. All others changed for certain.
+    #[must_use]
+    pub fn to_hash(&self) -> Vec<(&'a Found, &'a State)> {
+        let is_same_size = |found: &Found, state: &State| {
+            found.object == Object::File
+                && state.node().and_then(Node::content).is_some_and(|content| content.size == found.stamp.size)
         };
-        (changed || number.is_some()).then_some((&found.path, draft))
-    });
-    let gone = not_found(net, scan).filter(|(path, _)| !is_held(path)).map(|(path, _)| (path, Draft::AsLower));
-    let mut drafts: Vec<_> = present.chain(gone).collect();
-    // Two runs that are in order.
-    drafts.sort_by_key(|(path, _)| *path);
-    drafts
+        let with_state = self.pairs().filter_map(|(found, state)| Some((found, state?)));
+        with_state.filter(|(found, state)| is_same_size(found, state)).collect()
+    }
+
+    /// The changes, in path order. `looked` has those of [`Self::to_hash`], in path order too; paths in `held` and what is
+    /// below them keep what is recorded.
+    #[must_use]
+    pub fn diff(&self, looked: &[(&'a Found, Looked)], held: &BTreeSet<RelPath>) -> Vec<(&'a RelPath, Draft<'a>)> {
+        let is_below_held = |path: &RelPath| {
+            !held.is_empty() && (held.contains(path) || path.ancestors().any(|above| held.contains(&above)))
+        };
+        let groups = Groups::of(self.net, self.scan);
+        // A link group is recorded whole or not at all.
+        let is_held = |path: &RelPath| {
+            is_below_held(path)
+                || !held.is_empty()
+                    && groups.now.get(path).is_some_and(|members| members.iter().any(|member| is_below_held(member)))
+        };
+        let mut looked = looked.iter().peekable();
+        let is_changed = |(found, recorded): (&Found, Option<&State>)| {
+            let looked = looked.next_if(|(at, _)| std::ptr::eq(*at, found));
+            let is_same = match (&found.object, recorded) {
+                (Object::Whiteout, Some(State::Deleted)) => true,
+                (Object::Other(kind, meta), Some(State::Present(node))) => *kind == node.kind && *meta == node.meta,
+                (Object::File, Some(State::Present(_))) => matches!(looked, Some((_, Looked::Same))),
+                _ => false,
+            };
+            let stays = is_held(&found.path) || is_same && groups.is_same(&found.path);
+            !stays
+        };
+        let changed: Vec<bool> = self.pairs().map(is_changed).collect();
+        let found = || self.scan.iter().zip(&changed);
+        let numbers = groups.numbers(found().filter(|(_, changed)| **changed).map(|(found, _)| &found.path));
+        let present = found().filter_map(|(found, &changed)| {
+            // Of a group of which one member changed, all are recorded.
+            let number = numbers.get(&found.path).copied();
+            let draft = match found.object {
+                Object::Whiteout => Draft::Deleted,
+                _ => Draft::Present(found, number.unwrap_or(0)),
+            };
+            (changed || number.is_some()).then_some((&found.path, draft))
+        });
+        let gone = self.gone.iter().filter(|(path, _)| !is_held(path)).map(|(path, _)| (*path, Draft::AsLower));
+        let mut drafts: Vec<_> = present.chain(gone).collect();
+        if !self.gone.is_empty() {
+            // Two runs that are in order.
+            drafts.sort_by_key(|(path, _)| *path);
+        }
+        drafts
+    }
+
+    /// What the scan would take away from the view: recorded objects that are gone, and objects of lower that are newly
+    /// hidden. `lower_is_dir` tells whether lower has a directory at a path.
+    #[must_use]
+    pub fn losses(&self, lower_is_dir: impl Fn(&RelPath) -> bool) -> BTreeSet<RelPath> {
+        let gone = self.gone.iter().filter(|(_, state)| **state != State::Deleted);
+        // Where lower has no directory it has none below, and a subtree is contiguous.
+        let mut nothing: Option<&RelPath> = None;
+        let hidden = self.pairs().filter(|(found, recorded)| {
+            let was_dir = recorded.and_then(State::node).is_some_and(|node| !node.is_opaque() && node.is_dir());
+            match &found.object {
+                Object::Whiteout => *recorded != Some(&State::Deleted),
+                Object::Other(Kind::Dir { opaque: false }, _) => false,
+                // Newly hiding: not recorded at all, or as a directory that lower showed through.
+                _ if recorded.is_some() && !was_dir || nothing.is_some_and(|above| found.path.is_below(above)) => false,
+                _ if lower_is_dir(&found.path) => true,
+                _ => {
+                    nothing = Some(&found.path);
+                    false
+                }
+            }
+        });
+        gone.map(|(path, _)| (*path).clone()).chain(hidden.map(|(found, _)| found.path.clone())).collect()
+    }
 }
 
 /// Who shares an inode with whom, recorded and now.
@@ -165,30 +207,6 @@ fn by_member<'a>(groups: impl Iterator<Item = Vec<&'a RelPath>>) -> BTreeMap<&'a
     groups.flat_map(|members| members.clone().into_iter().map(move |member| (member, members.clone()))).collect()
 }
 
-/// What a scan would take away from the view: recorded objects that are gone, and objects of lower that are newly
-/// hidden. `lower_is_dir` tells whether lower has a directory at a path.
-#[must_use]
-pub fn losses(net: &Net, scan: &[Found], lower_is_dir: impl Fn(&RelPath) -> bool) -> BTreeSet<RelPath> {
-    let gone = not_found(net, scan).filter(|(_, recorded)| recorded.state != State::Deleted);
-    // Where lower has no directory it has none below, and a subtree is contiguous.
-    let mut nothing: Option<&RelPath> = None;
-    let hidden = with_recorded(net, scan).filter(|(found, recorded)| {
-        let was_dir = recorded.and_then(State::node).is_some_and(|node| !node.is_opaque() && node.is_dir());
-        match &found.object {
-            Object::Whiteout => *recorded != Some(&State::Deleted),
-            Object::Other(Kind::Dir { opaque: false }, _) => false,
-            // Newly hiding: not recorded at all, or as a directory that lower showed through.
-            _ if recorded.is_some() && !was_dir || nothing.is_some_and(|above| found.path.is_below(above)) => false,
-            _ if lower_is_dir(&found.path) => true,
-            _ => {
-                nothing = Some(&found.path);
-                false
-            }
-        }
-    });
-    gone.map(|(path, _)| path.clone()).chain(hidden.map(|(found, _)| found.path.clone())).collect()
-}
-
 /// Whether two scans saw the same names and nothing was renamed, created or removed in any directory between them.
 #[must_use]
 pub fn is_stable(before: &[Found], after: &[Found]) -> bool {
@@ -221,7 +239,7 @@ mod tests {
     use crate::scan::Stamp;
 
     fn path(text: &str) -> RelPath {
-        RelPath::parse(text.into()).unwrap()
+        RelPath::parse(text.as_bytes()).unwrap()
     }
 
     fn meta() -> Meta {

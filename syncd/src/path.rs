@@ -9,15 +9,16 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// The longest name of one file (`NAME_MAX`, limits.h).
 const NAME_MAX: usize = 255;
 
-/// A path below a target's root.
+/// A path below a target's root. A clone is the same bytes: a path stands in many lists at a time.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
-pub struct RelPath(Vec<u8>);
+pub struct RelPath(Arc<[u8]>);
 
 impl RelPath {
     /// The target's root.
@@ -28,20 +29,17 @@ impl RelPath {
 
     /// Takes bytes that come from elsewhere; `None` when they are not such a path.
     #[must_use]
-    pub fn parse(bytes: Vec<u8>) -> Option<Self> {
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
         let is_name = |name: &[u8]| !matches!(name, b"" | b"." | b"..") && name.len() <= NAME_MAX && !name.contains(&0);
-        (bytes.is_empty() || bytes.split(|&byte| byte == b'/').all(is_name)).then_some(Self(bytes))
+        (bytes.is_empty() || bytes.split(|&byte| byte == b'/').all(is_name)).then(|| Self(bytes.into()))
     }
 
     /// The path of the entry `name` of this directory. `name` is a single component, as the kernel lists it.
     #[must_use]
     pub fn child(&self, name: &OsStr) -> Self {
-        let mut bytes = self.0.clone();
-        if !bytes.is_empty() {
-            bytes.push(b'/');
-        }
-        bytes.extend_from_slice(name.as_bytes());
-        Self(bytes)
+        let name = name.as_bytes();
+        let above = if self.is_root() { &[][..] } else { &b"/"[..] };
+        Self(self.0.iter().chain(above).chain(name).copied().collect())
     }
 
     /// The directory that holds this path; `None` for the root.
@@ -51,14 +49,14 @@ impl RelPath {
             return None;
         }
         let end = self.0.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
-        Some(Self(self.0[..end].to_vec()))
+        Some(Self(self.0[..end].into()))
     }
 
     /// Whether `directory` is the one that holds this path.
     #[must_use]
     pub fn is_in(&self, directory: &Self) -> bool {
         let end = self.0.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
-        !self.is_root() && self.0[..end] == directory.0
+        !self.is_root() && self.0[..end] == *directory.0
     }
 
     /// All directories above this path, the nearest first, the root last.
@@ -135,13 +133,13 @@ impl fmt::Debug for RelPath {
 
 impl Serialize for RelPath {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serde_bytes::serialize(&self.0, serializer)
+        serializer.serialize_bytes(&self.0)
     }
 }
 
 impl<'de> Deserialize<'de> for RelPath {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let bytes = serde_bytes::ByteBuf::deserialize(deserializer)?.into_vec();
+        let bytes: &serde_bytes::Bytes = Deserialize::deserialize(deserializer)?;
         Self::parse(bytes).ok_or_else(|| D::Error::custom("a path that would leave its target"))
     }
 }
@@ -151,16 +149,16 @@ mod tests {
     use super::*;
 
     fn path(text: &str) -> RelPath {
-        RelPath::parse(text.into()).unwrap()
+        RelPath::parse(text.as_bytes()).unwrap()
     }
 
     #[test]
     fn paths_that_leave_the_target_are_refused() {
         for bad in ["/", "/a", "a/", "a//b", ".", "..", "a/../b", "./a", "a\0b"] {
-            assert!(RelPath::parse(bad.into()).is_none(), "{bad:?} was accepted");
+            assert!(RelPath::parse(bad.as_bytes()).is_none(), "{bad:?} was accepted");
         }
-        assert!(RelPath::parse(vec![b'x'; 256]).is_none());
-        assert!(RelPath::parse(vec![b'x'; 255]).is_some());
+        assert!(RelPath::parse(&[b'x'; 256]).is_none());
+        assert!(RelPath::parse(&[b'x'; 255]).is_some());
     }
 
     #[test]

@@ -2,16 +2,18 @@
 //! no path is too long (`PATH_MAX` limits one call, not a tree).
 
 use std::cell::OnceCell;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::error::{At, SystemError};
 use ephemeral_overlay::layout::open_host_dir;
-use rustix::fs::{AtFlags, Dir, DirEntry, Mode, OFlags, ResolveFlags, Stat, openat2, readlinkat, statat};
+use rustix::fs::{
+    AtFlags, Mode, OFlags, RawDir, RawDirEntry, ResolveFlags, SeekFrom, Stat, openat2, readlinkat, seek, statat,
+};
 use rustix::io::Errno;
 
 use crate::path::RelPath;
@@ -20,6 +22,8 @@ use crate::path::RelPath;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 /// What one openat2(2) is given at the most; the kernel's limit is `PATH_MAX`, 4096.
 const CHUNK: usize = 3072;
+/// How many bytes of a directory one getdents64(2) is asked for.
+const LISTED: usize = 32 << 10;
 
 /// A tree by its root's descriptor.
 #[derive(Debug)]
@@ -210,30 +214,40 @@ fn open_beneath(dir: BorrowedFd<'_>, path: &OsStr, flags: OFlags) -> rustix::io:
 /// # Errors
 /// Whatever getdents64(2) says: a listing that fails is never an empty one.
 pub fn list(dir: BorrowedFd<'_>, path: &Path) -> Result<Vec<OsString>, SystemError> {
-    let entries = entries(dir, path)?;
-    let mut names: Vec<_> =
-        entries.iter().map(|entry| OsString::from_vec(entry.file_name().to_bytes().to_vec())).collect();
+    let mut names = entries(dir, path, |entry| OsStr::from_bytes(entry.file_name().to_bytes()).to_owned())?;
     names.sort_unstable();
     names.dedup();
     Ok(names)
 }
 
-/// The same entries by inode number, which is about the order in which they were made: what is looked at one after the
+/// The same names by inode number, which is about the order in which they were made: what is looked at one after the
 /// other lies together in memory. A name that became another file's between two getdents64(2) may be there twice.
 ///
 /// # Errors
 /// As [`list`].
-pub fn list_by_inode(dir: BorrowedFd<'_>, path: &Path) -> Result<Vec<DirEntry>, SystemError> {
-    let mut entries = entries(dir, path)?;
-    entries.sort_unstable_by(|a, b| (a.ino(), a.file_name()).cmp(&(b.ino(), b.file_name())));
-    entries.dedup_by(|a, b| a.file_name() == b.file_name());
-    Ok(entries)
+pub fn list_by_inode(dir: BorrowedFd<'_>, path: &Path) -> Result<Vec<CString>, SystemError> {
+    let mut entries = entries(dir, path, |entry| (entry.ino(), entry.file_name().to_owned()))?;
+    entries.sort_unstable();
+    entries.dedup_by(|(_, a), (_, b)| a == b);
+    Ok(entries.into_iter().map(|(_, name)| name).collect())
 }
 
-fn entries(dir: BorrowedFd<'_>, path: &Path) -> Result<Vec<DirEntry>, SystemError> {
-    let entries = Dir::read_from(dir).and_then(Iterator::collect::<rustix::io::Result<Vec<_>>>);
-    let mut entries = entries.at("getdents64", path)?;
-    entries.retain(|entry| !matches!(entry.file_name().to_bytes(), b"." | b".."));
+/// What is in a directory, from its beginning.
+fn entries<T>(
+    dir: BorrowedFd<'_>,
+    path: &Path,
+    take: impl Fn(&RawDirEntry<'_>) -> T,
+) -> Result<Vec<T>, SystemError> {
+    seek(dir, SeekFrom::Start(0)).at("lseek", path)?;
+    let mut buffer = Vec::with_capacity(LISTED);
+    let mut listing = RawDir::new(dir, buffer.spare_capacity_mut());
+    let mut entries = Vec::new();
+    while let Some(entry) = listing.next() {
+        let entry = entry.at("getdents64", path)?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            entries.push(take(&entry));
+        }
+    }
     Ok(entries)
 }
 

@@ -26,7 +26,7 @@ fn directory() -> PathBuf {
 }
 
 fn path(bytes: &[u8]) -> RelPath {
-    RelPath::parse(bytes.to_vec()).unwrap()
+    RelPath::parse(bytes).unwrap()
 }
 
 fn meta(mode: u32) -> Meta {

@@ -27,7 +27,7 @@ fn path() -> impl Strategy<Value = RelPath> {
         1 => vec(any::<u8>().prop_filter("a separator", |byte| ![0, b'/'].contains(byte)), 3..=255),
     ];
     vec(name.prop_filter("no name", |name| !matches!(&name[..], b"." | b"..")), 0..4)
-        .prop_map(|names| RelPath::parse(names.join(&b'/')).unwrap())
+        .prop_map(|names| RelPath::parse(&names.join(&b'/')).unwrap())
 }
 
 fn meta() -> impl Strategy<Value = Meta> {

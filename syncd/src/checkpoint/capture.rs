@@ -48,7 +48,7 @@ pub(super) struct Capture<'a> {
     full: bool,
     /// The files, each with its link group, 0 for none.
     files: Vec<(&'a Found, u32)>,
-    looked: &'a [(&'a RelPath, Looked)],
+    looked: &'a [(&'a Found, Looked)],
     known: Known,
     /// The long files that are open.
     long: BTreeMap<usize, Long>,
@@ -104,7 +104,7 @@ impl<'a> Capture<'a> {
         sequence: u64,
         full: bool,
         files: Vec<(&'a Found, u32)>,
-        looked: &'a [(&'a RelPath, Looked)],
+        looked: &'a [(&'a Found, Looked)],
     ) -> Self {
         Self {
             job,

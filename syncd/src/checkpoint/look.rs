@@ -1,5 +1,6 @@
 //! What upper holds now, and what of it has to be recorded.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
@@ -10,8 +11,8 @@ use rustix::io::Errno;
 
 use super::{CheckpointStats, Job};
 use crate::content;
-use crate::diff::{self, Draft, Looked};
-use crate::entry::{Kind, Meta};
+use crate::diff::{self, Beside, Draft, Looked};
+use crate::entry::{Kind, Meta, State};
 use crate::error::{Error, Result};
 use crate::path::RelPath;
 use crate::scan::{self, Found, Object, Stamp, View};
@@ -29,8 +30,8 @@ impl Job<'_> {
         stats.unsettled = false;
         let mut scan = first.map_or_else(|| scan::scan(self.upper, View::Upper), Ok)?;
         for last in (0..TRIES).map(|done| done + 1 == TRIES) {
-            let losses = |scan: &[Found]| diff::losses(&self.past.net, scan, |path| self.lower_is_dir(path));
-            if losses(&scan).is_empty() && scan::is_unmoved(self.upper, &scan)? {
+            let (losses, unmoved) = rayon::join(|| self.losses(&scan), || scan::is_unmoved(self.upper, &scan));
+            if losses.is_empty() && unmoved? {
                 break;
             }
             // On kernels before 6.13 two changes within one tick leave the same times: the next look is in another one.
@@ -52,9 +53,13 @@ impl Job<'_> {
 
     /// Believes no loss: none is recorded, and each is reported.
     pub(super) fn hold_losses(&mut self, scan: &[Found], stats: &mut CheckpointStats) {
-        let losses = diff::losses(&self.past.net, scan, |path| self.lower_is_dir(path));
+        let losses = self.losses(scan);
         self.held.extend(diff::held(&losses, scan));
         stats.disputed.extend(losses);
+    }
+
+    fn losses(&self, scan: &[Found]) -> BTreeSet<RelPath> {
+        Beside::new(&self.past.net, scan).losses(|path| self.lower_is_dir(path))
     }
 
     fn lower_is_dir(&self, path: &RelPath) -> bool {
@@ -83,9 +88,8 @@ impl Job<'_> {
     }
 
     /// Reads what has to be compared, in path order.
-    pub(super) fn look<'a>(&self, scan: &'a [Found]) -> Result<Vec<(&'a RelPath, Looked)>> {
-        let candidates: Vec<&'a Found> = diff::to_hash(&self.past.net, scan);
-        let look = |(buffer, opener): &mut (Vec<u8>, Opener<'_>), found: &'a Found| {
+    pub(super) fn look<'a>(&self, beside: &Beside<'a>) -> Result<Vec<(&'a Found, Looked)>> {
+        let look = |(buffer, opener): &mut (Vec<u8>, Opener<'_>), (found, recorded): (&'a Found, &State)| {
             let (file, before) = match self.open(opener, found) {
                 // It is met again when it would be written, and passed over there.
                 Err(Error::Moved { .. }) if !self.patient => return Ok(None),
@@ -95,10 +99,10 @@ impl Job<'_> {
             let (read, meta) = content::hash_with(&file, before, self.past.seed, buffer, &shown, || {
                 scan::file_meta(&file, View::Upper, &shown)
             })?;
-            let recorded = self.past.net.entries.get(&found.path).map(|recorded| &recorded.state);
-            Ok(Some((&found.path, Looked::of(recorded, &meta, read))))
+            Ok(Some((found, Looked::of(recorded, &meta, read))))
         };
-        let looked: Vec<_> = candidates
+        let looked: Vec<_> = beside
+            .to_hash()
             .into_par_iter()
             .map_init(|| (Vec::new(), Opener::new(self.upper)), look)
             .collect::<Result<_>>()?;

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::format::write::{Writer, Written};
 use crate::format::{Header, Relation};
 use crate::path::RelPath;
-use crate::scan::Object;
+use crate::scan::{Found, Object};
 use crate::store::TargetStore;
 use crate::written::boot_id;
 
@@ -29,7 +29,7 @@ impl Job<'_> {
         sequence: u64,
         relation: Relation,
         drafts: &[(&RelPath, Draft)],
-        looked: &[(&RelPath, Looked)],
+        looked: &[(&Found, Looked)],
         stats: &mut CheckpointStats,
     ) -> Result<Written> {
         let written = self.past.written.seen_from(&boot_id());
@@ -102,7 +102,7 @@ impl Job<'_> {
         writer: &mut Writer,
         header: &Header,
         drafts: &[(&RelPath, Draft)],
-        looked: &[(&RelPath, Looked)],
+        looked: &[(&Found, Looked)],
         bases: Vec<Option<Base>>,
         stats: &mut CheckpointStats,
     ) -> Result<Vec<Change>> {

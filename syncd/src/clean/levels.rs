@@ -4,10 +4,11 @@
 //! open. One that was closed is opened again as `..` of the one below it, and is taken only if it is the very inode that
 //! it was: from a directory that was moved meanwhile that leads elsewhere.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::{DirEntry, Mode, OFlags, fstat, openat};
+use rustix::fs::{Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 
 use super::seen::Look;
@@ -19,7 +20,7 @@ const OPEN: usize = 64;
 #[derive(Debug)]
 pub(super) struct Level {
     dir: Option<OwnedFd>,
-    entries: std::vec::IntoIter<DirEntry>,
+    names: std::vec::IntoIter<CString>,
     /// What it was when its parent was read.
     pub(super) look: Look,
     /// How long nobody has touched it, if that is long enough.
@@ -31,9 +32,9 @@ pub(super) struct Level {
 }
 
 impl Level {
-    /// An open directory, with the entries that are to be visited.
-    pub(super) fn new(dir: OwnedFd, entries: Vec<DirEntry>, look: Look, age: Option<Duration>) -> Self {
-        Self { dir: Some(dir), entries: entries.into_iter(), look, age, stays: false, changed: false }
+    /// An open directory, with the names that are to be visited.
+    pub(super) fn new(dir: OwnedFd, names: Vec<CString>, look: Look, age: Option<Duration>) -> Self {
+        Self { dir: Some(dir), names: names.into_iter(), look, age, stays: false, changed: false }
     }
 }
 
@@ -60,9 +61,9 @@ impl Levels {
         here.dir.as_ref().map(AsFd::as_fd).ok_or(Errno::BADF)
     }
 
-    /// The next entry of it.
-    pub(super) fn next_entry(&mut self) -> Option<DirEntry> {
-        self.here().entries.next()
+    /// The next name in it.
+    pub(super) fn next_name(&mut self) -> Option<CString> {
+        self.here().names.next()
     }
 
     /// Goes down.

@@ -94,12 +94,12 @@ impl<'a, 'f> Walk<'a, 'f> {
             return Ok((self.memory, self.stats));
         }
         let look = Look::of(&fstat(&self.folder.dir).at("fstat", self.path())?);
-        let entries = list_by_inode(self.folder.dir.as_fd(), self.path())?;
+        let names = list_by_inode(self.folder.dir.as_fd(), self.path())?;
         let dir = self.folder.dir.try_clone().at("dup", self.path())?;
-        let mut levels = Levels::new(Level::new(dir, entries, look, None));
+        let mut levels = Levels::new(Level::new(dir, names, look, None));
         loop {
-            let visit = match levels.next_entry() {
-                Some(entry) => self.visit(&mut levels, entry.file_name())?,
+            let visit = match levels.next_name() {
+                Some(name) => self.visit(&mut levels, &name)?,
                 None => match levels.leave() {
                     None => return Ok((self.memory, self.stats)),
                     Some(Ok(left)) => {
@@ -197,7 +197,7 @@ impl<'a, 'f> Walk<'a, 'f> {
             return Ok(Visit::Stays);
         }
         match list_by_inode(dir.as_fd(), self.path()) {
-            Ok(entries) => levels.enter(Level::new(dir, entries, *look, age)),
+            Ok(names) => levels.enter(Level::new(dir, names, *look, age)),
             Err(error) => return Ok(self.note(error)),
         }
         Ok(Visit::Entered)

@@ -28,7 +28,7 @@ impl Capture<'_> {
     pub(super) fn begin_long(&mut self, file: usize) -> Result<()> {
         let (found, _) = self.files[file];
         let Some((open, now)) = self.open(&mut Opener::new(self.job.upper), file)? else { return Ok(()) };
-        let looked = self.looked.binary_search_by_key(&&found.path, |(path, _)| path).ok();
+        let looked = self.looked.binary_search_by_key(&&found.path, |(found, _)| &found.path).ok();
         let read = match looked.map(|at| &self.looked[at].1) {
             Some(Looked::Changed(read)) if !read.fuzzy => Some(read),
             _ => None,

@@ -161,7 +161,7 @@ impl Path {
     /// Itself, where it is one that may be.
     #[must_use]
     pub fn parsed(&self) -> Option<RelPath> {
-        RelPath::parse(self.bytes())
+        RelPath::parse(&self.bytes())
     }
 }
 
