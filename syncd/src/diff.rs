@@ -234,6 +234,7 @@ pub fn held(disputed: &BTreeSet<RelPath>, scan: &[Found]) -> BTreeSet<RelPath> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::Recorded;
     use crate::digest::Digest;
     use crate::entry::Content;
     use crate::scan::Stamp;
@@ -298,24 +299,26 @@ mod tests {
     }
 
     /// What a file with this digest turns out to be.
-    fn looked(net: &Net, path: &RelPath, meta: &Meta, digest: Digest) -> Looked {
+    fn looked(recorded: &State, meta: &Meta, digest: Digest) -> Looked {
         let read = Read { stamp: stamp(0, 1), size: 1, digest, blocks: Vec::new(), fuzzy: false };
-        Looked::of(net.entries.get(path).map(|recorded| &recorded.state), meta, read)
+        Looked::of(recorded, meta, read)
     }
 
     fn changes(net: &Net, scan: &[Found], digest: Digest, held: &[&str]) -> Vec<(String, &'static str)> {
-        let all = to_hash(net, scan).into_iter();
-        let all: Vec<_> = all.map(|found| (&found.path, looked(net, &found.path, &meta(), digest))).collect();
+        let all = Beside::new(net, scan).to_hash().into_iter();
+        let all: Vec<_> = all.map(|(found, recorded)| (found, looked(recorded, &meta(), digest))).collect();
         changes_with(net, scan, &all, held)
     }
 
-    fn changes_with(
-        net: &Net,
-        scan: &[Found],
-        looked: &[(&RelPath, Looked)],
+    fn changes_with<'a>(
+        net: &'a Net,
+        scan: &'a [Found],
+        looked: &[(&'a Found, Looked)],
         held: &[&str],
     ) -> Vec<(String, &'static str)> {
-        diff(net, scan, looked, &held.iter().map(|held| path(held)).collect())
+        let held = held.iter().map(|held| path(held)).collect();
+        let drafts = Beside::new(net, scan).diff(looked, &held);
+        drafts
             .into_iter()
             .map(|(path, draft)| {
                 let what = match draft {
@@ -350,9 +353,9 @@ mod tests {
         let scan = [dir("", false), file("a", 2, 3), file("b", 2, 3), file("c", 2, 3), file("d", 3, 1)];
         let net = recorded(&scan);
         let other = Meta { mode: 0o600, ..meta() };
-        let all = to_hash(&net, &scan).into_iter().map(|found| {
+        let all = Beside::new(&net, &scan).to_hash().into_iter().map(|(found, recorded)| {
             let meta = if found.path == path("b") { &other } else { &meta() };
-            (&found.path, looked(&net, &found.path, meta, DIGEST))
+            (found, looked(recorded, meta, DIGEST))
         });
         let all: Vec<_> = all.collect();
         assert_eq!(changes_with(&net, &scan, &all, &[]), pairs(&[("a", "linked"), ("b", "linked"), ("c", "linked")]));
@@ -367,7 +370,7 @@ mod tests {
         let scan = [dir("", false), whiteout("a")];
         assert_eq!(changes(&net, &scan, DIGEST, &[]), pairs(&[("a", "deleted"), ("b", "as lower")]));
         assert_eq!(changes(&net, &scan, DIGEST, &["a", "b"]), pairs(&[]));
-        let lost: Vec<_> = losses(&net, &scan, |_| false).into_iter().collect();
+        let lost: Vec<_> = Beside::new(&net, &scan).losses(|_| false).into_iter().collect();
         assert_eq!(lost, [path("a"), path("b")]);
     }
 
@@ -375,7 +378,8 @@ mod tests {
     fn hiding_a_directory_of_lower_is_a_loss_and_a_new_one_is_not() {
         let net = recorded(&[dir("", false), dir("d", false)]);
         let scan = [dir("", false), dir("d", true), dir("new", true), file("f", 4, 1)];
-        let lost: Vec<_> = losses(&net, &scan, |at| *at == path("d") || *at == path("f")).into_iter().collect();
+        let lost: Vec<_> =
+            Beside::new(&net, &scan).losses(|at| *at == path("d") || *at == path("f")).into_iter().collect();
         assert_eq!(lost, [path("d"), path("f")]);
     }
 
@@ -383,7 +387,7 @@ mod tests {
     fn a_held_loss_holds_what_replaced_its_directory() {
         let net = recorded(&[dir("", false), dir("d", true), file("d/x", 2, 1)]);
         let scan = [dir("", false), file("d", 5, 1)];
-        let held: Vec<_> = held(&losses(&net, &scan, |_| false), &scan).into_iter().collect();
+        let held: Vec<_> = held(&Beside::new(&net, &scan).losses(|_| false), &scan).into_iter().collect();
         assert_eq!(held, [path("d"), path("d/x")]);
         assert_eq!(changes(&net, &scan, DIGEST, &["d", "d/x"]), pairs(&[]));
     }

@@ -233,11 +233,7 @@ pub fn list_by_inode(dir: BorrowedFd<'_>, path: &Path) -> Result<Vec<CString>, S
 }
 
 /// What is in a directory, from its beginning.
-fn entries<T>(
-    dir: BorrowedFd<'_>,
-    path: &Path,
-    take: impl Fn(&RawDirEntry<'_>) -> T,
-) -> Result<Vec<T>, SystemError> {
+fn entries<T>(dir: BorrowedFd<'_>, path: &Path, take: impl Fn(&RawDirEntry<'_>) -> T) -> Result<Vec<T>, SystemError> {
     seek(dir, SeekFrom::Start(0)).at("lseek", path)?;
     let mut buffer = Vec::with_capacity(LISTED);
     let mut listing = RawDir::new(dir, buffer.spare_capacity_mut());

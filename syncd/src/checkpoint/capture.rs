@@ -1,21 +1,22 @@
 //! Puts the contents of files into a checkpoint: read, compared with the chain and compressed in parallel, written in
 //! order, so the same tree gives the same bytes.
 //!
-//! Work is done in waves of a fixed size: while one is written, the next one is read. A file is read between two looks
-//! at its status; where they differ it is read again, and in the end taken as it is, and called fuzzy.
+//! A file is read between two looks at its status; where they differ it is read again, and in the end taken as it is,
+//! and called fuzzy.
 
+mod line;
 mod long;
 mod part;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use ephemeral_overlay::error::At;
-use long::Long;
+use line::{AHEAD, Line, State};
+use long::{Long, Source};
 use part::{Part, Previous, Taker};
-use rayon::prelude::*;
 
 use super::Job;
 use super::known::Known;
@@ -32,8 +33,6 @@ use crate::per_thread::PerThread;
 use crate::scan::{self, Found, Stamp, View};
 use crate::tree::Opener;
 
-/// How much is read before it is written. Two of them are in memory, and what they are compressed to.
-const WAVE: u64 = 8 << 20;
 const FRAME_LEN: u64 = FRAME as u64;
 
 /// A file as it was captured; nothing when it was moved away under the read.
@@ -49,13 +48,7 @@ pub(super) struct Capture<'a> {
     /// The files, each with its link group, 0 for none.
     files: Vec<(&'a Found, u32)>,
     looked: &'a [(&'a Found, Looked)],
-    known: Known,
-    /// The long files that are open.
-    long: BTreeMap<usize, Long>,
-    captured: Vec<Captured>,
-    queue: VecDeque<Work>,
-    /// The length of the data so far.
-    position: u64,
+    known: RwLock<Known>,
     tools: PerThread<Option<Tools>>,
     /// Buffers of frames that are written.
     spare: Mutex<Vec<Vec<u8>>>,
@@ -69,7 +62,7 @@ enum Work {
     /// A long file, to be opened.
     Long(usize),
     /// A piece of a long file.
-    Piece { file: usize, piece: usize },
+    Piece { file: usize, piece: usize, source: Arc<Source> },
 }
 
 /// What came of it.
@@ -110,74 +103,57 @@ impl<'a> Capture<'a> {
             job,
             sequence,
             full,
-            known: if full || files.is_empty() { Known::default() } else { Known::of(&job.past.net) },
-            long: BTreeMap::new(),
-            captured: files.iter().map(|_| None).collect(),
-            queue: work(files.iter().map(|(found, _)| found.stamp.size)),
+            known: if full || files.is_empty() { RwLock::default() } else { Known::of(&job.past.net).into() },
             files,
             looked,
-            position: 0,
             tools: PerThread::new(),
             spare: Mutex::default(),
         }
     }
 
     /// Writes all of it; returns what each file turned out to be.
-    pub(super) fn run(mut self, writer: &mut Writer) -> Result<Vec<Captured>> {
-        let mut ready: Vec<Frame> = Vec::new();
-        loop {
-            let wave = self.next_wave()?;
-            if wave.is_empty() && ready.is_empty() {
-                return Ok(self.captured);
-            }
-            let (written, done) = rayon::join(
-                || ready.iter().try_for_each(|frame| writer.frame(frame)),
-                || wave.par_iter().map(|work| self.act(work)).collect::<Result<Vec<_>>>(),
-            );
-            written?;
-            ready.drain(..).map(Frame::into_buffer).for_each(|buffer| self.give_buffer(buffer));
-            for (work, done) in wave.iter().zip(done?) {
-                self.take_in(work, done.parts)?;
-                self.position += done.frames.iter().map(Frame::raw_len).sum::<u64>();
-                ready.extend(done.frames);
-            }
-        }
+    pub(super) fn run(&self, writer: &mut Writer) -> Result<Vec<Captured>> {
+        let queue = work(self.files.iter().map(|(found, _)| found.stamp.size));
+        Line::new(queue, self.files.len(), writer).run(self)
     }
 
-    fn next_wave(&mut self) -> Result<Vec<Work>> {
-        let (mut wave, mut bytes) = (Vec::new(), 0);
-        while bytes < WAVE {
-            let Some(work) = self.queue.pop_front() else { break };
-            if let Work::Long(file) = work {
-                self.begin_long(file)?;
-                continue;
+    /// What is begun next.
+    fn next_work(&self, line: &mut State) -> Result<Option<Work>> {
+        loop {
+            match line.queue.pop_front() {
+                Some(Work::Long(file)) => self.begin_long(line, file)?,
+                other => return Ok(other),
             }
-            bytes += FRAME_LEN;
-            wave.push(work);
         }
-        Ok(wave)
     }
 
     /// One piece of work, by one thread of many.
-    fn act(&self, work: &Work) -> Result<Done> {
+    fn act(&self, number: u64, work: &Work) -> Result<Done> {
         self.tools.with(|tools| {
             if let Some(tools) = tools {
-                return self.act_with(work, tools);
+                return self.act_with(number, work, tools);
             }
             let packer = Packer::new(self.job.options.compression).at("zstd", "")?;
-            self.act_with(work, tools.insert(Tools { buffer: Vec::new(), packer, frames: FrameCache::default() }))
+            self.act_with(
+                number,
+                work,
+                tools.insert(Tools { buffer: Vec::new(), packer, frames: FrameCache::default() }),
+            )
         })
     }
 
-    fn act_with(&self, work: &Work, tools: &mut Tools) -> Result<Done> {
+    fn act_with(&self, number: u64, work: &Work, tools: &mut Tools) -> Result<Done> {
         let mut data = self.take_buffer();
         let parts = match work {
             Work::Short(files) => {
                 let mut opener = Opener::new(self.job.upper);
-                let short = |file| self.short(file, &mut opener, &mut data, tools);
+                let short = |file| self.short(number, file, &mut opener, &mut data, tools);
                 files.clone().map(short).collect::<Result<_>>()?
             }
-            Work::Piece { file, piece } => vec![Outcome::Piece(self.piece(*file, *piece, &mut data, tools)?)],
+            Work::Piece { file, piece, source } => {
+                let taker = self.taker(number, &self.files[*file].0.path);
+                vec![Outcome::Piece(self.piece(*file, source.piece(*piece), source, &taker, &mut data, tools)?)]
+            }
             Work::Long(_) => Vec::new(),
         };
         let mut frames = Vec::new();
@@ -212,11 +188,18 @@ impl<'a> Capture<'a> {
     }
 
     /// Captures a file of at most one frame.
-    fn short(&self, file: usize, opener: &mut Opener<'_>, data: &mut Vec<u8>, tools: &mut Tools) -> Result<Outcome> {
+    fn short(
+        &self,
+        number: u64,
+        file: usize,
+        opener: &mut Opener<'_>,
+        data: &mut Vec<u8>,
+        tools: &mut Tools,
+    ) -> Result<Outcome> {
         let path = &self.files[file].0.path;
         let shown = self.job.upper.show(path);
         let Some((file, mut before)) = self.open(opener, file)? else { return Ok(Outcome::Moved) };
-        let taker = self.taker(path);
+        let taker = self.taker(number, path);
         let start = data.len();
         let mut tries = 1;
         loop {
@@ -249,18 +232,19 @@ impl<'a> Capture<'a> {
         }
     }
 
-    fn taker(&self, path: &RelPath) -> Taker<'_> {
+    /// For a file that is read by work of this number.
+    fn taker(&self, number: u64, path: &RelPath) -> Taker<'_> {
         let previous = self.job.past.chain.as_ref().filter(|_| !self.full).and_then(|chain| {
             let recorded = self.job.past.net.entries.get(path)?;
             let content = recorded.state.node()?.content()?;
             // A short file is written sooner than its old version is read.
             (content.size > BLOCK as u64).then_some(Previous { chain, seq: recorded.seq, content })
         });
-        Taker { seed: self.job.past.seed, sequence: self.sequence, known: &self.known, previous }
+        Taker { seed: self.job.past.seed, sequence: self.sequence, number, known: &self.known, previous }
     }
 
-    /// Puts together what threads brought.
-    fn take_in(&mut self, work: &Work, parts: Vec<Outcome>) -> Result<()> {
+    /// Puts together what a thread brought.
+    fn take_in(&self, line: &mut State, work: &Work, parts: Vec<Outcome>) -> Result<()> {
         let first = match work {
             Work::Short(files) => files.start,
             Work::Long(file) | Work::Piece { file, .. } => *file,
@@ -268,11 +252,11 @@ impl<'a> Capture<'a> {
         for (file, part) in (first..).zip(parts) {
             match (part, work) {
                 (Outcome::Whole { meta, part, fuzzy }, _) => {
-                    let content = self.content(part.end, &[(self.position, part)], fuzzy);
-                    self.captured[file] = Some((meta, content));
+                    let content = self.content(line, part.end, &[(line.position, part)], fuzzy);
+                    line.captured[file] = Some((meta, content));
                 }
-                (Outcome::Piece(part), Work::Piece { piece, .. }) => self.take_piece(file, *piece, part)?,
-                (Outcome::Long, _) => self.queue.push_back(Work::Long(file)),
+                (Outcome::Piece(part), Work::Piece { piece, .. }) => self.take_piece(line, file, *piece, part)?,
+                (Outcome::Long, _) => line.queue.push_back(Work::Long(file)),
                 (Outcome::Moved | Outcome::Piece(_), _) => {}
             }
         }
@@ -280,7 +264,7 @@ impl<'a> Capture<'a> {
     }
 
     /// Makes the content of a file of its parts, each with where the data of its piece of work begins.
-    fn content(&mut self, size: u64, parts: &[(u64, Part)], fuzzy: bool) -> Content {
+    fn content(&self, line: &State, size: u64, parts: &[(u64, Part)], fuzzy: bool) -> Content {
         let mut blocks: Vec<_> = parts.iter().flat_map(|(_, part)| part.blocks.iter().copied()).collect();
         let digest = of_file(size, &blocks, self.job.past.seed);
         if blocks.len() == 1 && digest == blocks[0].digest {
@@ -292,7 +276,7 @@ impl<'a> Capture<'a> {
         }
         let content = Content { size, digest, fuzzy, stretches, blocks };
         // What comes later may be the same: a copy, or the same file once more.
-        self.known.add(&content, self.sequence);
+        self.known.write().unwrap_or_else(PoisonError::into_inner).add(&content, self.sequence, line.next + AHEAD);
         content
     }
 }

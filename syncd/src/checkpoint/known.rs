@@ -18,6 +18,8 @@ pub(super) struct Known(HashMap<Digest, Place>);
 struct Place {
     /// The checkpoint that the stretches count back from.
     seq: u64,
+    /// The number of the first work that may refer to it: which work is done earlier depends on the threads.
+    from: u64,
     /// Its stretches, from the start of the block.
     stretches: Box<[Stretch]>,
 }
@@ -28,14 +30,14 @@ impl Known {
         let mut known = Self::default();
         for recorded in net.entries.values() {
             if let Some(content) = recorded.state.node().and_then(|node| node.content()) {
-                known.add(content, recorded.seq);
+                known.add(content, recorded.seq, 0);
             }
         }
         known
     }
 
-    /// Adds the blocks of a file as checkpoint `seq` has it.
-    pub(super) fn add(&mut self, content: &Content, seq: u64) {
+    /// Adds the blocks of a file as checkpoint `seq` has it, for work from a number on.
+    pub(super) fn add(&mut self, content: &Content, seq: u64, from: u64) {
         if content.size < MIN {
             return;
         }
@@ -45,14 +47,21 @@ impl Known {
                 let stretches = content.within(start..start + BLOCK as u64);
                 let stretches =
                     stretches.map(|stretch| Stretch { offset: stretch.offset - start, ..stretch }).collect();
-                Place { seq, stretches }
+                Place { seq, from, stretches }
             });
         }
     }
 
-    /// The stretches of a block that stands at `offset` of a file in checkpoint `seq`, where the chain has it.
-    pub(super) fn find(&self, digest: Digest, offset: u64, seq: u64) -> Option<impl Iterator<Item = Stretch>> {
-        let place = self.0.get(&digest)?;
+    /// The stretches of a block that stands at `offset` of a file in checkpoint `seq` and is read by work of a number, where
+    /// the chain has it.
+    pub(super) fn find(
+        &self,
+        digest: Digest,
+        offset: u64,
+        seq: u64,
+        number: u64,
+    ) -> Option<impl Iterator<Item = Stretch>> {
+        let place = self.0.get(&digest).filter(|place| place.from <= number)?;
         let age = seq - place.seq;
         let here =
             move |stretch: &Stretch| Stretch { offset: stretch.offset + offset, back: stretch.back + age, ..*stretch };

@@ -7,17 +7,20 @@ use std::path::Path;
 
 use ephemeral_overlay::CHECKPOINT_FORMAT;
 use ephemeral_overlay::error::{At, SystemError};
+use rayon::prelude::*;
 use rustix::fs::{Advice, fadvise};
 use xxhash_rust::xxh3::Xxh3;
 use zstd::bulk::Compressor;
 
-use super::{END, FrameInfo, Header, Index, MAGIC, Trailer};
+use super::{END, FrameInfo, Header, MAGIC, Trailer};
 use crate::digest::{self, Digest};
 use crate::entry::Change;
 use crate::error::Result;
 
 /// How much is written before the disk is told to begin with it.
 const HASTEN: u64 = 2 << 20;
+/// How many changes are encoded and compressed at once.
+const PIECE: usize = 2048;
 /// Shorter data is compressed without a look at a sample.
 const SAMPLED: usize = 64 << 10;
 /// A sample is one piece of this length out of each 64 KiB.
@@ -165,12 +168,22 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// Whatever zstd or write(2) says.
     pub fn finish(mut self, changes: Vec<Change>, level: i32) -> Result<Written> {
-        let index = Index { frames: std::mem::take(&mut self.frames), changes };
-        let raw = encode(&index, self.path)?;
-        // To give back the memory of many thousand paths takes as long.
-        let (index, ()) = rayon::join(|| zstd::bulk::compress(&raw, level), || drop(index));
-        let index = index.at("zstd", self.path)?;
-        let trailer = Trailer { at: self.written, len: index.len() as u64, raw: raw.len() as u64 }.to_bytes();
+        // What `Index` is in postcard's words, in pieces that several threads encode, compress and give back.
+        let mut head = encode(&self.frames, self.path)?;
+        head.extend(encode(&changes.len(), self.path)?);
+        let pack =
+            |raw: &[u8]| Ok::<_, SystemError>((raw.len(), zstd::bulk::compress(raw, level).at("zstd", self.path)?));
+        let pieces = changes.into_par_iter().chunks(PIECE).map(|changes| {
+            let encoded = changes.iter().try_fold(Vec::new(), |raw, change| postcard::to_extend(change, raw));
+            pack(&encodable(encoded, self.path)?)
+        });
+        let pieces = pieces.collect::<Result<Vec<_>, _>>()?;
+        let (mut raw, mut index) = pack(&head)?;
+        for (length, piece) in pieces {
+            raw += length;
+            index.extend(piece);
+        }
+        let trailer = Trailer { at: self.written, len: index.len() as u64, raw: raw as u64 }.to_bytes();
         self.head.update(&index);
         self.head.update(&trailer);
         let digest = Digest(self.head.digest128());
@@ -187,7 +200,9 @@ impl<'a> Writer<'a> {
 }
 
 fn encode(value: &impl serde::Serialize, path: &Path) -> Result<Vec<u8>, SystemError> {
-    postcard::to_stdvec(value)
-        .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidInput, error))
-        .at("encode", path)
+    encodable(postcard::to_stdvec(value), path)
+}
+
+fn encodable<T>(encoded: postcard::Result<T>, path: &Path) -> Result<T, SystemError> {
+    encoded.map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidInput, error)).at("encode", path)
 }

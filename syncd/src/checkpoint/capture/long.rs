@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::sync::Arc;
 
-use super::{Capture, FRAME_LEN, Part, Tools, Work};
+use super::{Capture, FRAME_LEN, Part, State, Taker, Tools, Work};
 use crate::content::{TRIES, blocks_of, pieces};
 use crate::diff::Looked;
 use crate::digest::{BLOCK, Block};
@@ -13,19 +14,31 @@ use crate::tree::Opener;
 
 /// A long file that is being read.
 pub(super) struct Long {
-    file: File,
+    source: Arc<Source>,
+    tries: usize,
+    /// What was read of its pieces, each with where the data of its piece of work begins.
+    parts: Vec<Option<(u64, Part)>>,
+}
+
+/// What its pieces are read from.
+#[derive(Debug)]
+pub(super) struct Source {
+    file: Arc<File>,
     /// What it was when it was begun with.
     before: Stamp,
     /// Its blocks, where they were read to be compared; a block that the chain has is not read once more.
     read: Option<Vec<Block>>,
-    tries: usize,
     pieces: Vec<Range<u64>>,
-    /// What was read of them, each with where the data of its piece of work begins.
-    parts: Vec<Option<(u64, Part)>>,
+}
+
+impl Source {
+    pub(super) fn piece(&self, number: usize) -> Range<u64> {
+        self.pieces[number].clone()
+    }
 }
 
 impl Capture<'_> {
-    pub(super) fn begin_long(&mut self, file: usize) -> Result<()> {
+    pub(super) fn begin_long(&self, line: &mut State, file: usize) -> Result<()> {
         let (found, _) = self.files[file];
         let Some((open, now)) = self.open(&mut Opener::new(self.job.upper), file)? else { return Ok(()) };
         let looked = self.looked.binary_search_by_key(&&found.path, |(found, _)| &found.path).ok();
@@ -34,32 +47,47 @@ impl Capture<'_> {
             _ => None,
         };
         let before = read.map_or(now, |read| read.stamp);
-        let read = read.map(|read| read.blocks.clone());
-        self.long.insert(file, Long { file: open, before, read, tries: 1, pieces: Vec::new(), parts: Vec::new() });
-        self.queue_pieces(file)
+        self.queue_pieces(line, file, open.into(), before, read.map(|read| read.blocks.clone()), 1)
     }
 
-    fn queue_pieces(&mut self, file: usize) -> Result<()> {
-        let Some(long) = self.long.get_mut(&file) else { return Ok(()) };
-        long.pieces = pieces(&long.file, &long.before, FRAME_LEN, &self.job.upper.show(&self.files[file].0.path))?;
-        long.parts = long.pieces.iter().map(|_| None).collect();
-        (0..long.pieces.len()).rev().for_each(|piece| self.queue.push_front(Work::Piece { file, piece }));
+    fn queue_pieces(
+        &self,
+        line: &mut State,
+        file: usize,
+        open: Arc<File>,
+        before: Stamp,
+        read: Option<Vec<Block>>,
+        tries: usize,
+    ) -> Result<()> {
+        let pieces = pieces(&open, &before, FRAME_LEN, &self.job.upper.show(&self.files[file].0.path))?;
+        let count = pieces.len();
+        let source = Arc::new(Source { file: open, before, read, pieces });
+        for piece in (0..count).rev() {
+            line.queue.push_front(Work::Piece { file, piece, source: Arc::clone(&source) });
+        }
+        line.long.insert(file, Long { source, tries, parts: std::iter::repeat_with(|| None).take(count).collect() });
         // Nothing but a hole is complete.
-        if long.pieces.is_empty() { self.complete(file) } else { Ok(()) }
+        if count == 0 { self.complete(line, file) } else { Ok(()) }
     }
 
     /// Reads one piece.
-    pub(super) fn piece(&self, file: usize, piece: usize, data: &mut Vec<u8>, tools: &mut Tools) -> Result<Part> {
-        let (long, path) = (&self.long[&file], &self.files[file].0.path);
-        let (shown, taker) = (self.job.upper.show(path), self.taker(path));
-        let Range { start, end } = long.pieces[piece];
+    pub(super) fn piece(
+        &self,
+        file: usize,
+        Range { start, end }: Range<u64>,
+        source: &Source,
+        taker: &Taker<'_>,
+        data: &mut Vec<u8>,
+        tools: &mut Tools,
+    ) -> Result<Part> {
+        let shown = self.job.upper.show(&self.files[file].0.path);
         let mut part = Part::default();
         let mut read = |range, part: &mut Part| {
-            blocks_of(&long.file, &long.before, range, &mut tools.buffer, &shown, |block| {
+            blocks_of(&source.file, &source.before, range, &mut tools.buffer, &shown, |block| {
                 taker.block(&block, part, data, &mut tools.frames)
             })
         };
-        let Some(blocks) = &long.read else {
+        let Some(blocks) = &source.read else {
             part.end = read(start..end, &mut part)?;
             return Ok(part);
         };
@@ -83,34 +111,31 @@ impl Capture<'_> {
     }
 
     /// Takes a piece in.
-    pub(super) fn take_piece(&mut self, file: usize, piece: usize, part: Part) -> Result<()> {
-        let position = self.position;
-        let Some(long) = self.long.get_mut(&file) else { return Ok(()) };
+    pub(super) fn take_piece(&self, line: &mut State, file: usize, piece: usize, part: Part) -> Result<()> {
+        let position = line.position;
+        let Some(long) = line.long.get_mut(&file) else { return Ok(()) };
         long.parts[piece] = Some((position, part));
-        if long.parts.iter().all(Option::is_some) { self.complete(file) } else { Ok(()) }
+        if long.parts.iter().all(Option::is_some) { self.complete(line, file) } else { Ok(()) }
     }
 
     /// All pieces are there: the file is complete, or begun anew when it changed meanwhile.
-    fn complete(&mut self, file: usize) -> Result<()> {
-        let Some(mut long) = self.long.remove(&file) else { return Ok(()) };
+    fn complete(&self, line: &mut State, file: usize) -> Result<()> {
+        let Some(Long { source, tries, parts }) = line.long.remove(&file) else { return Ok(()) };
         let shown = self.job.upper.show(&self.files[file].0.path);
-        let (meta, after) = scan::file_meta(&long.file, View::Upper, &shown)?;
-        let fuzzy = after != long.before;
-        let mut parts: Vec<_> = std::mem::take(&mut long.parts).into_iter().flatten().collect();
-        let mut size = long.before.size;
+        let (meta, after) = scan::file_meta(&source.file, View::Upper, &shown)?;
+        let fuzzy = after != source.before;
+        let mut parts: Vec<_> = parts.into_iter().flatten().collect();
+        let mut size = source.before.size;
         // What was read behind the end of a file that was cut off is of another moment.
-        if let Some(cut) = parts.iter().zip(&long.pieces).position(|((_, part), piece)| part.end < piece.end) {
+        if let Some(cut) = parts.iter().zip(&source.pieces).position(|((_, part), piece)| part.end < piece.end) {
             parts.truncate(cut + 1);
             size = parts[cut].1.end;
         }
-        let content = self.content(size, &parts, fuzzy);
-        if fuzzy && long.tries < TRIES {
-            (long.before, long.read) = (after, None);
-            long.tries += 1;
-            self.long.insert(file, long);
-            return self.queue_pieces(file);
+        let content = self.content(line, size, &parts, fuzzy);
+        if fuzzy && tries < TRIES {
+            return self.queue_pieces(line, file, Arc::clone(&source.file), after, None, tries + 1);
         }
-        self.captured[file] = Some((meta, content));
+        line.captured[file] = Some((meta, content));
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! A file, or a piece of a long one, as one thread read it: what the chain has already is referred to, the rest is data.
 
 use std::ops::Range;
+use std::sync::{PoisonError, RwLock};
 
 use crate::chain::{Chain, FrameCache};
 use crate::content::BlockRead;
@@ -56,7 +57,9 @@ pub(super) struct Taker<'a> {
     pub(super) seed: u64,
     /// The checkpoint that is written.
     pub(super) sequence: u64,
-    pub(super) known: &'a Known,
+    /// The number of the work that reads it.
+    pub(super) number: u64,
+    pub(super) known: &'a RwLock<Known>,
     pub(super) previous: Option<Previous<'a>>,
 }
 
@@ -108,9 +111,9 @@ impl Taker<'_> {
 
     /// Refers to a block that was written before; whether there is one.
     pub(super) fn refer(&self, block: Block, part: &mut Part) -> bool {
-        let Some(stretches) = self.known.find(block.digest, block.number * BLOCK as u64, self.sequence) else {
-            return false;
-        };
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let offset = block.number * BLOCK as u64;
+        let Some(stretches) = known.find(block.digest, offset, self.sequence, self.number) else { return false };
         part.pieces.extend(stretches.map(Piece::There));
         true
     }
