@@ -38,17 +38,22 @@ impl Net {
         if full {
             self.entries.clear();
         }
-        let mut entries = Vec::with_capacity(changes.len());
-        for Change { path, state, base } in changes {
+        let is_first = self.entries.is_empty();
+        let recorded = changes.into_iter().filter_map(|Change { path, state, base }| {
             if let Some(base) = base {
                 self.add_base(&path, base);
             }
             match state {
-                State::AsLower => drop(self.entries.remove(&path)),
-                state => entries.push((path, Recorded { state, seq })),
+                State::AsLower => {
+                    self.entries.remove(&path);
+                    None
+                }
+                state => Some((path, Recorded { state, seq })),
             }
-        }
-        if self.entries.is_empty() {
+        });
+        // In the memory of the list that it was.
+        let entries: Vec<_> = recorded.collect();
+        if is_first {
             // In path order already.
             self.entries = entries.into_iter().collect();
         } else {

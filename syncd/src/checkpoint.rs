@@ -21,6 +21,7 @@ use crate::durable;
 use crate::error::{Error, Result};
 use crate::format::Relation;
 use crate::format::read::Checkpoint;
+use crate::later;
 use crate::path::RelPath;
 use crate::scan::{self, Found, View};
 use crate::store::TargetStore;
@@ -92,11 +93,13 @@ impl CheckpointStats {
 /// Anything that goes wrong; the chain is then what it was before.
 pub fn take(store: &TargetStore, upper: &Tree, lower: &Tree, options: &CheckpointOptions) -> Result<CheckpointStats> {
     let mut stats = CheckpointStats::default();
-    if !options.dry_run {
-        store.prepare()?;
-    }
-    let (past, scan) =
-        rayon::join(|| Past::load(store, lower, options.dry_run, &mut stats), || scan::scan(upper, View::Upper));
+    let load = || {
+        if !options.dry_run {
+            store.prepare()?;
+        }
+        Past::load(store, lower, options.dry_run, &mut stats)
+    };
+    let (past, scan) = rayon::join(load, || scan::scan(upper, View::Upper));
     let past = past?;
     let mut first = Some(scan?);
     let mut job = Job { upper, lower, past, options, held: BTreeSet::new(), patient: true };
@@ -123,6 +126,7 @@ pub fn take(store: &TargetStore, upper: &Tree, lower: &Tree, options: &Checkpoin
             Ok(()) => {
                 stats.disputed.sort_unstable();
                 stats.disputed.dedup();
+                later::drop((scan, job.past));
                 return Ok(stats);
             }
         }

@@ -45,12 +45,12 @@ pub fn copy(
     let mut directories = Vec::new();
     for found in found {
         let (kind, mut meta) = match &found.object {
-            Object::Other(kind, meta) => (kind.clone(), meta.clone()),
+            Object::Other(kind, meta) => (kind.clone(), (**meta).clone()),
             Object::File => {
                 let (meta, _) = file_meta(&from.open_file(&found.path)?, View::Plain, &from.show(&found.path))?;
                 let (stretches, blocks) = (Vec::new(), Vec::new());
                 let content = Content { size: found.stamp.size, digest: Digest(0), fuzzy: false, stretches, blocks };
-                (Kind::File(content), meta)
+                (Kind::file(content), meta)
             }
             Object::Whiteout => continue,
         };

@@ -110,7 +110,7 @@ impl<'a> Beside<'a> {
             let looked = looked.next_if(|(at, _)| std::ptr::eq(*at, found));
             let is_same = match (&found.object, recorded) {
                 (Object::Whiteout, Some(State::Deleted)) => true,
-                (Object::Other(kind, meta), Some(State::Present(node))) => *kind == node.kind && *meta == node.meta,
+                (Object::Other(kind, meta), Some(State::Present(node))) => *kind == node.kind && **meta == node.meta,
                 (Object::File, Some(State::Present(_))) => matches!(looked, Some((_, Looked::Same))),
                 _ => false,
             };
@@ -265,7 +265,7 @@ mod tests {
     }
 
     fn dir(at: &str, opaque: bool) -> Found {
-        Found { path: path(at), object: Object::Other(Kind::Dir { opaque }, meta()), stamp: stamp(1, 2) }
+        Found { path: path(at), object: Object::Other(Kind::Dir { opaque }, Box::new(meta())), stamp: stamp(1, 2) }
     }
 
     fn whiteout(at: &str) -> Found {
@@ -285,7 +285,7 @@ mod tests {
             let state = match &found.object {
                 Object::Whiteout => State::Deleted,
                 Object::Other(kind, _) => node(kind.clone()),
-                Object::File => node(Kind::File(Content {
+                Object::File => node(Kind::file(Content {
                     size: 1,
                     digest: DIGEST,
                     fuzzy: false,

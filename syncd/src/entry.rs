@@ -49,7 +49,7 @@ pub struct Node {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// A regular file.
-    File(Content),
+    File(Box<Content>),
     /// A directory; `opaque` hides lower's directory of the same name.
     Dir {
         /// Nothing of lower shows through.
@@ -190,14 +190,28 @@ pub enum Base {
     Unknown,
 }
 
+impl Kind {
+    /// A regular file with these contents. They stand apart: lists of many thousand objects are moved and grow.
+    #[must_use]
+    pub fn file(content: Content) -> Self {
+        Self::File(Box::new(content))
+    }
+
+    /// The contents, for a regular file.
+    #[must_use]
+    pub fn content(&self) -> Option<&Content> {
+        match self {
+            Self::File(content) => Some(content),
+            _ => None,
+        }
+    }
+}
+
 impl Node {
     /// The contents, for a regular file.
     #[must_use]
     pub fn content(&self) -> Option<&Content> {
-        match &self.kind {
-            Kind::File(content) => Some(content),
-            _ => None,
-        }
+        self.kind.content()
     }
 
     /// Whether this is a directory.

@@ -21,6 +21,7 @@ pub mod existing;
 pub mod export;
 pub mod format;
 pub mod in_use;
+mod later;
 pub mod merge;
 pub mod namespaces;
 pub mod path;

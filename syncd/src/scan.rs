@@ -45,7 +45,7 @@ pub enum Object {
     /// A regular file. Its metadata are read with its contents, of the very inode.
     File,
     /// Anything that is complete without contents.
-    Other(Kind, Meta),
+    Other(Kind, Box<Meta>),
     /// A whiteout.
     Whiteout,
 }
@@ -216,7 +216,7 @@ impl Walk<'_> {
                 children.push((path, child));
             }
         }
-        let object = Object::Other(Kind::Dir { opaque }, meta);
+        let object = Object::Other(Kind::Dir { opaque }, Box::new(meta));
         Ok(Some(Listed { object, stamp: Stamp::of(&stat), children }))
     }
 
@@ -248,7 +248,7 @@ impl Walk<'_> {
             }
         };
         let meta = self.meta(&stat, &Handle::child(parent, name), path)?;
-        Ok(meta.map(|(meta, _)| Child::Object(Object::Other(object, meta), stamp)))
+        Ok(meta.map(|(meta, _)| Child::Object(Object::Other(object, Box::new(meta)), stamp)))
     }
 
     /// The metadata, and whether a directory is opaque; `None` when the object has gone.

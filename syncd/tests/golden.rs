@@ -95,9 +95,9 @@ fn full() -> (Header, Vec<u8>, Vec<Change>) {
         change(b"dir/socket", Kind::Socket, 0, None),
         change(b"dir/\xff\xfe\n", Kind::Fifo, 0, None),
         change(b"link", Kind::Symlink { target: b"../\xff where".to_vec() }, 0, Some(Base::Absent)),
-        change(b"long", Kind::File(content(&long, 0, 0, 0)), 0, Some(Base::Absent)),
-        change(b"one", Kind::File(content(b"short", 1 << 30, 0, long.len() as u64)), 1, Some(Base::Absent)),
-        change(b"two", Kind::File(content(b"short", 1 << 30, 0, long.len() as u64)), 1, Some(Base::Absent)),
+        change(b"long", Kind::file(content(&long, 0, 0, 0)), 0, Some(Base::Absent)),
+        change(b"one", Kind::file(content(b"short", 1 << 30, 0, long.len() as u64)), 1, Some(Base::Absent)),
+        change(b"two", Kind::file(content(b"short", 1 << 30, 0, long.len() as u64)), 1, Some(Base::Absent)),
     ];
     (header(41, Relation::Full { supersedes: Some(40) }), data, changes)
 }
@@ -108,9 +108,9 @@ fn delta(predecessor: Digest) -> (Header, Vec<u8>, Vec<Change>) {
     empty.stretches.clear();
     let changes = vec![
         Change { path: path(b"long"), state: State::AsLower, base: None },
-        change(b"long.1", Kind::File(content(&long_content(), 0, 1, 0)), 0, None),
-        change(b"one", Kind::File(content(b"other", 0, 0, 0)), 0, None),
-        change(b"two", Kind::File(empty), 0, None),
+        change(b"long.1", Kind::file(content(&long_content(), 0, 1, 0)), 0, None),
+        change(b"one", Kind::file(content(b"other", 0, 0, 0)), 0, None),
+        change(b"two", Kind::file(empty), 0, None),
     ];
     (header(42, Relation::Delta { predecessor }), b"other".to_vec(), changes)
 }
@@ -123,7 +123,7 @@ fn write(name: &str, (header, data, changes): (Header, Vec<u8>, Vec<Change>)) ->
     for piece in data.chunks(FRAME) {
         writer.frame(&packer.pack(piece.to_vec(), Vec::new()).unwrap().0).unwrap();
     }
-    writer.finish(changes, 3).unwrap().digest
+    writer.finish(changes.into_par_iter().map(Some), 3).unwrap().digest
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn write(at: &Path, header: &Header, data: &Data, changes: &[Change]) -> Checkpo
     for piece in data {
         writer.frame(&packer.pack(piece.clone(), Vec::new()).unwrap().0).unwrap();
     }
-    writer.finish(changes.to_vec(), 1).unwrap();
+    writer.finish(changes.to_vec().into_par_iter().map(Some), 1).unwrap();
     Checkpoint::open(at).unwrap()
 }
 

@@ -24,7 +24,7 @@ use crate::chain::FrameCache;
 use crate::content::{TRIES, blocks_of};
 use crate::diff::Looked;
 use crate::digest::{BLOCK, of_file};
-use crate::entry::{Content, Meta};
+use crate::entry::{Content, Kind, Meta};
 use crate::error::{Error, Result};
 use crate::format::FRAME;
 use crate::format::write::{Frame, Packer, Writer};
@@ -36,7 +36,7 @@ use crate::tree::Opener;
 const FRAME_LEN: u64 = FRAME as u64;
 
 /// A file as it was captured; nothing when it was moved away under the read.
-pub(super) type Captured = Option<(Meta, Content)>;
+pub(super) type Captured = Option<(Meta, Kind)>;
 
 /// Captures the contents of some files.
 pub(super) struct Capture<'a> {
@@ -253,7 +253,7 @@ impl<'a> Capture<'a> {
             match (part, work) {
                 (Outcome::Whole { meta, part, fuzzy }, _) => {
                     let content = self.content(line, part.end, &[(line.position, part)], fuzzy);
-                    line.captured[file] = Some((meta, content));
+                    line.captured[file] = Some((meta, Kind::file(content)));
                 }
                 (Outcome::Piece(part), Work::Piece { piece, .. }) => self.take_piece(line, file, *piece, part)?,
                 (Outcome::Long, _) => line.queue.push_back(Work::Long(file)),

@@ -146,7 +146,7 @@ impl Job<'_> {
             if leads_to_log {
                 (before.mtime, before.mtime_nsec) = (now.mtime, now.mtime_nsec);
             }
-            if *now != before {
+            if **now != before {
                 return Ok(false);
             }
         }

@@ -51,6 +51,10 @@ impl Past {
         if foreign {
             (chain, net) = (None, Net::default());
         }
+        if chain.is_none() && !dry_run {
+            // `early` puts the token on lower and never syncs: a chain must not name one that a cut takes away.
+            rustix::fs::fsync(lower.root()).at("fsync", lower.path())?;
+        }
         let seed = match &chain {
             Some(chain) => chain.seed(),
             None => u64::try_from(Token::random().at("getrandom", "")?.0 & u128::from(u64::MAX)).unwrap_or(0),

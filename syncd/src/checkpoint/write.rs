@@ -1,22 +1,23 @@
 //! Puts what changed into one file.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use ephemeral_overlay::attributes::Handle;
 use ephemeral_overlay::error::{At, SystemError};
 use rayon::prelude::*;
 use rustix::io::Errno;
 
-use super::capture::Capture;
+use super::capture::{Capture, Captured};
 use super::{CheckpointStats, Job};
 use crate::base;
 use crate::chain;
 use crate::diff::{Draft, Looked};
 use crate::durable;
-use crate::entry::{Base, Change, Kind, Node, State};
+use crate::entry::{Base, Change, Content, Kind, Meta, Node, State};
 use crate::error::Result;
 use crate::format::write::{Writer, Written};
 use crate::format::{Header, Relation};
+use crate::later;
 use crate::path::RelPath;
 use crate::scan::{Found, Object};
 use crate::store::TargetStore;
@@ -45,23 +46,24 @@ impl Job<'_> {
             seed: self.past.seed,
             user_xattrs: self.has_user_xattrs()?,
         };
-        if self.past.chain.is_none() {
-            // `early` puts the token on lower and never syncs: a chain must not name one that a cut takes away.
-            rustix::fs::fsync(self.lower.root()).at("fsync", self.lower.path())?;
-        }
         let bases = self.bases(drafts, full)?;
         let name = TargetStore::file_name(sequence);
         let path = store.directory().join(&name);
         durable::write_file(store.directory(), &name, |file| {
             let mut writer = Writer::new(file, &path, &header)?;
-            let changes = self.capture(&mut writer, &header, drafts, looked, bases, stats)?;
+            let made = self.capture(&mut writer, &header, drafts, looked, bases)?;
+            stats.fuzzy = made.paths_of(|content| content.is_some_and(|content| content.fuzzy));
+            stats.disputed.extend(made.paths_of(|content| content.is_none()));
             if !self.held.is_empty() || !self.patient {
                 // What is held and what is new come from different moments: only a whole tree may be written.
                 let mut net = self.past.net.clone();
-                net.apply(sequence, full, changes.clone());
+                net.apply(sequence, full, made.changes().flatten().collect());
                 net.check()?;
             }
-            writer.finish(changes, self.options.compression)
+            let written = writer.finish(made.changes(), self.options.compression);
+            let Made { which, captured, bases, .. } = made;
+            later::drop((which, captured, bases));
+            written
         })
     }
 
@@ -97,58 +99,34 @@ impl Job<'_> {
             .collect()
     }
 
-    fn capture(
-        &self,
+    fn capture<'a>(
+        &'a self,
         writer: &mut Writer,
         header: &Header,
-        drafts: &[(&RelPath, Draft)],
+        drafts: &'a [(&'a RelPath, Draft<'a>)],
         looked: &[(&Found, Looked)],
         bases: Vec<Option<Base>>,
-        stats: &mut CheckpointStats,
-    ) -> Result<Vec<Change>> {
-        stats.fuzzy.clear();
+    ) -> Result<Made<'a>> {
         // Of a link group, the first member stands for all.
-        let mut groups = BTreeSet::new();
+        let mut leaders = BTreeMap::new();
         let mut files = Vec::new();
+        let mut which = Vec::with_capacity(drafts.len());
         for (_, draft) in drafts {
-            if let Draft::Present(found, group) = *draft
-                && found.object == Object::File
-                && (group == 0 || groups.insert(group))
-            {
-                files.push((found, group));
-            }
+            which.push(match *draft {
+                Draft::Present(found, group) if found.object == Object::File => {
+                    let next = files.len();
+                    let file = if group == 0 { next } else { *leaders.entry(group).or_insert(next) };
+                    if file == next {
+                        files.push((found, group));
+                    }
+                    Some(file)
+                }
+                _ => None,
+            });
         }
         let full = matches!(header.relation, Relation::Full { .. });
-        let mut captured = Capture::new(self, header.sequence, full, files, looked).run(writer)?.into_iter();
-        let mut leaders: BTreeMap<u32, Node> = BTreeMap::new();
-        let mut changes = Vec::with_capacity(drafts.len());
-        for ((path, draft), base) in drafts.iter().zip(bases) {
-            let state = match draft {
-                Draft::Deleted => State::Deleted,
-                Draft::AsLower => State::AsLower,
-                Draft::Present(_, group) if leaders.contains_key(group) => State::Present(leaders[group].clone()),
-                Draft::Present(found, group) => {
-                    let (kind, meta) = if let Object::Other(kind, meta) = &found.object {
-                        (kind.clone(), meta.clone())
-                    } else if let Some((meta, content)) = captured.next().flatten() {
-                        (Kind::File(content), meta)
-                    } else {
-                        stats.disputed.push((*path).clone());
-                        continue;
-                    };
-                    let node = Node { kind, meta, group: *group };
-                    if node.content().is_some_and(|content| content.fuzzy) {
-                        stats.fuzzy.push((*path).clone());
-                    }
-                    if *group != 0 {
-                        leaders.insert(*group, node.clone());
-                    }
-                    State::Present(node)
-                }
-            };
-            changes.push(Change { path: (*path).clone(), state, base });
-        }
-        Ok(changes)
+        let captured = Capture::new(self, header.sequence, full, files, looked).run(writer)?;
+        Ok(Made { drafts, which, captured, bases })
     }
 
     fn has_user_xattrs(&self) -> Result<bool, SystemError> {
@@ -158,5 +136,45 @@ impl Job<'_> {
             Ok(_) | Err(Errno::NODATA) => Ok(true),
             Err(error) => Err(error).at("getxattr", self.upper.path()),
         }
+    }
+}
+
+/// What a checkpoint will say, in parts: a list of many thousand changes is made a piece at a time.
+struct Made<'a> {
+    drafts: &'a [(&'a RelPath, Draft<'a>)],
+    /// Which of the captured files each draft is, if it is a file.
+    which: Vec<Option<usize>>,
+    captured: Vec<Captured>,
+    bases: Vec<Option<Base>>,
+}
+
+impl Made<'_> {
+    /// The changes, in path order; nothing where a file was moved away.
+    fn changes(&self) -> impl IndexedParallelIterator<Item = Option<Change>> {
+        self.drafts.par_iter().zip(&self.which).zip(&self.bases).map(|(((path, draft), which), base)| {
+            let node = |group: &u32, kind: &Kind, meta: &Meta| {
+                State::Present(Node { kind: kind.clone(), meta: meta.clone(), group: *group })
+            };
+            let state = match (draft, which) {
+                (Draft::Deleted, _) => State::Deleted,
+                (Draft::AsLower, _) => State::AsLower,
+                (Draft::Present(_, group), Some(file)) => {
+                    let (meta, kind) = self.captured[*file].as_ref()?;
+                    node(group, kind, meta)
+                }
+                (Draft::Present(Found { object: Object::Other(kind, meta), .. }, group), None) => {
+                    node(group, kind, meta)
+                }
+                (Draft::Present(..), None) => return None,
+            };
+            Some(Change { path: (*path).clone(), state, base: base.clone() })
+        })
+    }
+
+    /// The files of which something is so; nothing is known of one that was moved away.
+    fn paths_of(&self, is_so: impl Fn(Option<&Content>) -> bool) -> Vec<RelPath> {
+        let files = self.drafts.iter().zip(&self.which).filter_map(|((path, _), which)| Some((path, (*which)?)));
+        let content = |file: usize| self.captured[file].as_ref().and_then(|(_, kind)| kind.content());
+        files.filter(|(_, file)| is_so(content(*file))).map(|(path, _)| (*path).clone()).collect()
     }
 }

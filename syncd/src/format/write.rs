@@ -29,8 +29,6 @@ const SAMPLE: usize = 2 << 10;
 /// Compresses frames. One for each thread: it is reused.
 pub struct Packer {
     compressor: Compressor<'static>,
-    /// For samples.
-    fast: Compressor<'static>,
     sample: Vec<u8>,
 }
 
@@ -53,7 +51,7 @@ impl Packer {
     /// # Errors
     /// When zstd has no memory.
     pub fn new(level: i32) -> std::io::Result<Self> {
-        Ok(Self { compressor: Compressor::new(level)?, fast: Compressor::new(1)?, sample: Vec::new() })
+        Ok(Self { compressor: Compressor::new(level)?, sample: Vec::new() })
     }
 
     /// Makes a frame of at most [`super::FRAME`] bytes. What does not get shorter is stored as it is. The frame takes
@@ -85,7 +83,7 @@ impl Packer {
         for part in data.chunks_exact(SAMPLED) {
             self.sample.extend_from_slice(&part[..SAMPLE]);
         }
-        let packed = self.fast.compress(&self.sample)?;
+        let packed = self.compressor.compress(&self.sample)?;
         Ok(packed.len() + self.sample.len() / 32 > self.sample.len())
     }
 }
@@ -163,23 +161,29 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Ends the checkpoint with its changes, which must be in path order. Nothing is synced here.
+    /// Ends the checkpoint with its changes, which must be in path order; where there is none, none is meant. Nothing is synced here.
     ///
     /// # Errors
     /// Whatever zstd or write(2) says.
-    pub fn finish(mut self, changes: Vec<Change>, level: i32) -> Result<Written> {
-        // What `Index` is in postcard's words, in pieces that several threads encode, compress and give back.
-        let mut head = encode(&self.frames, self.path)?;
-        head.extend(encode(&changes.len(), self.path)?);
-        let pack =
-            |raw: &[u8]| Ok::<_, SystemError>((raw.len(), zstd::bulk::compress(raw, level).at("zstd", self.path)?));
-        let pieces = changes.into_par_iter().chunks(PIECE).map(|changes| {
-            let encoded = changes.iter().try_fold(Vec::new(), |raw, change| postcard::to_extend(change, raw));
-            pack(&encodable(encoded, self.path)?)
+    pub fn finish(
+        mut self,
+        changes: impl IndexedParallelIterator<Item = Option<Change>>,
+        level: i32,
+    ) -> Result<Written> {
+        // What `Index` is in postcard's words, in pieces that several threads make, encode and compress.
+        let pack = |raw: &[u8]| {
+            let packed = zstd::bulk::compress(raw, level).at("zstd", self.path)?;
+            Ok::<_, SystemError>((raw.len(), packed))
+        };
+        let pieces = changes.chunks(PIECE).map(|changes| {
+            let encoded = changes.iter().flatten().try_fold(Vec::new(), |raw, change| postcard::to_extend(change, raw));
+            Ok::<_, SystemError>((changes.iter().flatten().count(), pack(&encodable(encoded, self.path)?)?))
         });
         let pieces = pieces.collect::<Result<Vec<_>, _>>()?;
+        let mut head = encode(&self.frames, self.path)?;
+        head.extend(encode(&pieces.iter().map(|(count, _)| count).sum::<usize>(), self.path)?);
         let (mut raw, mut index) = pack(&head)?;
-        for (length, piece) in pieces {
+        for (_, (length, piece)) in pieces {
             raw += length;
             index.extend(piece);
         }

@@ -100,7 +100,7 @@ fn lines(tree: &Tree) -> Result<Vec<Line>> {
     for found in scan(tree, View::Plain)? {
         let leader = leader(&mut leaders, &found);
         let (kind, mut meta, content) = match found.object {
-            Object::Other(kind, meta) => (Some(kind), meta, None),
+            Object::Other(kind, meta) => (Some(kind), *meta, None),
             Object::File => {
                 let (file, shown) = (tree.open_file(&found.path)?, tree.show(&found.path));
                 let read = content::hash(&file, 0, &mut buffer, &shown)?;

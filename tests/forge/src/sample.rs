@@ -85,17 +85,17 @@ pub fn content(bytes: &[u8], hole: u64, data: u64) -> Content {
 /// A file of [`small`]'s data.
 #[must_use]
 pub fn file(bytes: &[u8], data: u64) -> State {
-    present(Kind::File(content(bytes, 0, data)))
+    present(Kind::file(content(bytes, 0, data)))
 }
 
 /// A full checkpoint of some hundred bytes with every kind of object, of state and of base.
 #[must_use]
 pub fn small() -> Forge {
     let packed = zstd::bulk::compress(&[b'x'; 300], 3).unwrap();
-    let mut with_attributes = node(Kind::File(content(b"short", 0, 0)));
+    let mut with_attributes = node(Kind::file(content(b"short", 0, 0)));
     with_attributes.meta.xattrs = BTreeMap::from([(b"user.word".to_vec(), b"value\0\xff".to_vec())]);
     with_attributes.meta.append_only = true;
-    let linked = Node { group: 1, ..node(Kind::File(content(b"or", BLOCK as u64, 2))) };
+    let linked = Node { group: 1, ..node(Kind::file(content(b"or", BLOCK as u64, 2))) };
     Forge::new(&header(1, FULL))
         .frame(b"short")
         .packed_frame(300, &packed)

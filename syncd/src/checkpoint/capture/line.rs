@@ -8,11 +8,14 @@ use super::{Capture, Captured, Done, Long, Work};
 use crate::error::{Error, Result};
 use crate::format::write::{Frame, Writer};
 
-/// How much work may be under way, and done before what stands before it: that is in memory, raw or compressed.
+/// How many pieces of work may be under way, or done before one that stands before them: they are in memory, raw or
+/// compressed. A piece refers only to what is so far behind it that it is taken in for certain.
 pub(super) const AHEAD: u64 = 8;
 
 /// A line, and who waits at it.
 pub(super) struct Line<'a, 'w> {
+    /// No more than keeps the threads busy.
+    ahead: u64,
     state: Mutex<State<'a, 'w>>,
     moved_on: Condvar,
 }
@@ -60,7 +63,8 @@ impl<'a, 'w> Line<'a, 'w> {
             failed: None,
             stopped: false,
         };
-        Self { state: Mutex::new(state), moved_on: Condvar::new() }
+        let ahead = AHEAD.min(2 * rayon::current_num_threads() as u64);
+        Self { ahead, state: Mutex::new(state), moved_on: Condvar::new() }
     }
 
     /// Runs it to its end, with all threads.
@@ -75,7 +79,7 @@ impl<'a, 'w> Line<'a, 'w> {
         let _stop = Stop(self);
         let mut state = self.lock();
         loop {
-            let step = state.step(capture).unwrap_or_else(|error| state.fail(error));
+            let step = state.step(capture, self.ahead).unwrap_or_else(|error| state.fail(error));
             match step {
                 Step::Begin(number, work) => {
                     drop(state);
@@ -112,7 +116,7 @@ impl<'a, 'w> Line<'a, 'w> {
 }
 
 impl<'a, 'w> State<'a, 'w> {
-    fn step(&mut self, capture: &Capture<'_>) -> Result<Step<'a, 'w>> {
+    fn step(&mut self, capture: &Capture<'_>, ahead: u64) -> Result<Step<'a, 'w>> {
         if self.stopped {
             return Ok(Step::Leave);
         }
@@ -126,7 +130,7 @@ impl<'a, 'w> State<'a, 'w> {
             }
             self.writer = Some(writer);
         }
-        if self.begun - self.next < AHEAD
+        if self.begun - self.next < ahead
             && let Some(work) = capture.next_work(self)?
         {
             self.begun += 1;

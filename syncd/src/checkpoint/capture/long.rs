@@ -8,6 +8,7 @@ use super::{Capture, FRAME_LEN, Part, State, Taker, Tools, Work};
 use crate::content::{TRIES, blocks_of, pieces};
 use crate::diff::Looked;
 use crate::digest::{BLOCK, Block};
+use crate::entry::Kind;
 use crate::error::Result;
 use crate::scan::{self, Stamp, View};
 use crate::tree::Opener;
@@ -135,7 +136,7 @@ impl Capture<'_> {
         if fuzzy && tries < TRIES {
             return self.queue_pieces(line, file, Arc::clone(&source.file), after, None, tries + 1);
         }
-        line.captured[file] = Some((meta, content));
+        line.captured[file] = Some((meta, Kind::file(content)));
         Ok(())
     }
 }

@@ -84,7 +84,8 @@ impl Taker<'_> {
         for segment in read.data {
             let mut at = segment.start;
             while at < segment.end {
-                let end = segment.end.min((at / PAGE + 1) * PAGE);
+                let page = if old.is_some() { (at / PAGE + 1) * PAGE } else { segment.end };
+                let end = segment.end.min(page);
                 match (&old, self.previous) {
                     (Some(old), Some(previous)) if old.has(at..end, read.bytes) => {
                         let back = self.sequence - previous.seq;

@@ -68,7 +68,7 @@ fn references(all: &mut Vec<Case>) {
     let mut case = |name: &str, back, data, length| {
         let stretches = vec![Stretch { offset: 0, length, back, data }];
         let content = Content { size: 1 << 62, stretches, ..content(b"", 0, 0) };
-        let second = after(2, &first).change(b"x", present(Kind::File(content)), None).build();
+        let second = after(2, &first).change(b"x", present(Kind::file(content)), None).build();
         all.push(Case::second(name, first.clone(), second, "it takes data from where there is none"));
     };
     case("data from before the chain", 2, 0, 1);
@@ -79,13 +79,13 @@ fn references(all: &mut Vec<Case>) {
     case("2^60 bytes of the one before", 1, 0, 1 << 60);
     let stretches = vec![Stretch { offset: 0, length: 1, back: 1, data: 0 }];
     let content = Content { size: 1, stretches, ..content(b"", 0, 0) };
-    let alone = full().change(b"x", present(Kind::File(content)), None).build();
+    let alone = full().change(b"x", present(Kind::file(content)), None).build();
     all.push(Case::one("data from before the first", alone, "it takes data from where there is none"));
     // A full checkpoint ends what was before it, for those after it.
     let again = Forge::new(&header(2, FULL)).change(b"", dir(), None).build();
     let stretches = vec![Stretch { offset: 0, length: 1, back: 2, data: 0 }];
     let content = Content { size: 1, stretches, ..crate::sample::content(b"", 0, 0) };
-    let third = after(3, &again).change(b"x", present(Kind::File(content)), None).build();
+    let third = after(3, &again).change(b"x", present(Kind::file(content)), None).build();
     all.push(Case {
         name: "data from before the last full one".to_owned(),
         files: vec![(1, first), (2, again), (3, third)],

@@ -62,7 +62,7 @@ fn paths(all: &mut Vec<Case>) {
 
 fn metadata(all: &mut Vec<Case>) {
     let mut case = |name: &str, meta: Meta, says| {
-        let node = Node { kind: Kind::File(content(b"", 0, 0)), meta, group: 0 };
+        let node = Node { kind: Kind::file(content(b"", 0, 0)), meta, group: 0 };
         all.push(Case::one(name, full().change(b"x", State::Present(node), None).build(), says));
     };
     let range = "a mode, an owner or a time is out of range";
@@ -115,11 +115,11 @@ fn groups(all: &mut Vec<Case>) {
     let mut case = |name: &str, first, second| {
         all.push(Case::one(name, full().change(b"a", first, None).change(b"b", second, None).build(), says));
     };
-    let empty = || Kind::File(content(b"", 0, 0));
+    let empty = || Kind::file(content(b"", 0, 0));
     case("names of different kinds", linked(empty(), meta(0o644)), linked(Kind::Fifo, meta(0o644)));
     case("names with different modes", linked(empty(), meta(0o644)), linked(empty(), meta(0o600)));
     let longer = Content { size: 1, ..content(b"", 0, 0) };
-    case("names with different contents", linked(empty(), meta(0o644)), linked(Kind::File(longer), meta(0o644)));
+    case("names with different contents", linked(empty(), meta(0o644)), linked(Kind::file(longer), meta(0o644)));
     let dir = || Kind::Dir { opaque: false };
     case("two names of a directory", linked(dir(), meta(0o755)), linked(dir(), meta(0o755)));
 }
@@ -128,7 +128,7 @@ fn stretches(all: &mut Vec<Case>) {
     let mut case = |name: &str, size: u64, stretches: &[[u64; 3]]| {
         let stretches = stretches.iter().map(|&[offset, length, data]| Stretch { offset, length, back: 0, data });
         let content = Content { size, stretches: stretches.collect(), ..content(b"", 0, 0) };
-        let forge = full().frame(b"0123456789").change(b"x", present(Kind::File(content)), None);
+        let forge = full().frame(b"0123456789").change(b"x", present(Kind::file(content)), None);
         all.push(Case::one(name, forge.build(), "a file's stretches do not fit"));
     };
     let top = u64::MAX;
@@ -146,7 +146,7 @@ fn stretches(all: &mut Vec<Case>) {
     case("a length that overflows", 10, &[[1, top, 0]]);
     case("a place in the data that overflows", 10, &[[0, 1, top]]);
     let size = |size| {
-        let file = State::Present(node(Kind::File(Content { size, ..content(b"", 0, 0) })));
+        let file = State::Present(node(Kind::file(Content { size, ..content(b"", 0, 0) })));
         full().change(b"x", file, None).build()
     };
     for length in [1 << 63, u64::MAX] {
@@ -158,7 +158,7 @@ fn blocks(all: &mut Vec<Case>) {
     let mut case = |name: &str, size: u64, numbers: &[u64]| {
         let blocks = numbers.iter().map(|&number| Block { number, digest: Digest(1) }).collect();
         let content = Content { size, blocks, ..content(b"", 0, 0) };
-        let forge = full().change(b"x", present(Kind::File(content)), None);
+        let forge = full().change(b"x", present(Kind::file(content)), None);
         all.push(Case::one(name, forge.build(), "a file's blocks do not fit"));
     };
     let block = BLOCK as u64;

@@ -290,7 +290,7 @@ impl Entry {
         let kind = match &self.what {
             What::Deleted => return State::Deleted,
             What::AsLower => return State::AsLower,
-            What::File { pieces, tail } => Kind::File(content(pieces, *tail, data)),
+            What::File { pieces, tail } => Kind::file(content(pieces, *tail, data)),
             What::Dir { opaque } => Kind::Dir { opaque: *opaque },
             What::Symlink { long: true, .. } => Kind::Symlink { target: vec![b'x'; 5000] },
             What::Symlink { out, .. } => {

@@ -94,7 +94,7 @@ fn written_again(checkpoint: &Checkpoint) {
         writer.frame(&packer.pack(vec![0; usize::try_from(length).unwrap()], Vec::new()).unwrap().0).unwrap();
         left -= length;
     }
-    writer.finish(checkpoint.changes.clone(), 1).unwrap();
+    writer.finish(checkpoint.changes.clone().into_par_iter().map(Some), 1).unwrap();
     let again = Checkpoint::open(&path).unwrap();
     assert_eq!((&again.header, &again.changes), (&checkpoint.header, &checkpoint.changes));
     assert_eq!(again.data_len(), checkpoint.data_len());
