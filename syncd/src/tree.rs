@@ -20,6 +20,8 @@ use crate::path::RelPath;
 
 /// Flags to open a directory with.
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
+/// How everything is looked up: no symlink is followed, no mount crossed.
+const WITHIN: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_XDEV);
 /// What one openat2(2) is given at the most; the kernel's limit is `PATH_MAX`, 4096.
 const CHUNK: usize = 3072;
 /// How many bytes of a directory one getdents64(2) is asked for.
@@ -193,13 +195,18 @@ pub fn open_child_dir(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<O
 /// # Errors
 /// Whatever openat2(2) says.
 pub fn open_child_file(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<File> {
-    open_beneath(dir, name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK).map(File::from)
+    // A single name leads nowhere else. To be told so costs a lock that all of the system's lookups share.
+    open_as(dir, name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK, WITHIN).map(File::from)
 }
 
-/// Opens what is below a directory, by a path of at most `PATH_MAX`, and writes nothing by reading it: not even the time
-/// of the last access, which would be a write to lower's disk for each file, and would make the cleaner's files young.
+/// Opens what is below a directory, by a path of at most `PATH_MAX`.
 fn open_beneath(dir: BorrowedFd<'_>, path: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    open_as(dir, path, flags, WITHIN | ResolveFlags::BENEATH)
+}
+
+/// Opens something and writes nothing by reading it: not even the time of the last access, which would be a write to
+/// lower's disk for each file, and would make the cleaner's files young.
+fn open_as(dir: BorrowedFd<'_>, path: &OsStr, flags: OFlags, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
     let open = |flags| openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);
     match open(flags | OFlags::NOATIME) {
         // It belongs to somebody else, open(2).
