@@ -9,7 +9,6 @@ mod long;
 mod part;
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -30,7 +29,7 @@ use crate::format::FRAME;
 use crate::format::write::{Frame, Packer, Writer};
 use crate::path::RelPath;
 use crate::per_thread::PerThread;
-use crate::scan::{self, Found, Stamp, View};
+use crate::scan::Found;
 use crate::tree::Opener;
 
 const FRAME_LEN: u64 = FRAME as u64;
@@ -196,22 +195,38 @@ impl<'a> Capture<'a> {
         data: &mut Vec<u8>,
         tools: &mut Tools,
     ) -> Result<Outcome> {
-        let path = &self.files[file].0.path;
-        let shown = self.job.upper.show(path);
-        let Some((file, mut before)) = self.open(opener, file)? else { return Ok(Outcome::Moved) };
-        let taker = self.taker(number, path);
+        let start = data.len();
+        let captured = self.read_short(number, self.files[file].0, opener, data, tools);
+        if !matches!(captured, Ok(Outcome::Whole { .. })) {
+            data.truncate(start);
+        }
+        Ok(self.unless_moved(file, captured)?.unwrap_or(Outcome::Moved))
+    }
+
+    fn read_short(
+        &self,
+        number: u64,
+        found: &Found,
+        opener: &mut Opener<'_>,
+        data: &mut Vec<u8>,
+        tools: &mut Tools,
+    ) -> Result<Outcome> {
+        let shown = self.job.upper.show(&found.path);
+        let (file, mut before) = self.job.open(opener, found)?;
+        let taker = self.taker(number, &found.path);
         let start = data.len();
         let mut tries = 1;
         loop {
             if before.size > FRAME_LEN {
-                data.truncate(start);
                 return Ok(Outcome::Long);
             }
             let mut part = Part::default();
-            part.end = blocks_of(&file, &before, 0..before.size, &mut tools.buffer, &shown, |block| {
+            let end = blocks_of(&file, &before, 0..before.size, &mut tools.buffer, &shown, |block| {
                 taker.block(&block, &mut part, data, &mut tools.frames)
-            })?;
-            let (meta, after) = scan::file_meta(&file, View::Upper, &shown)?;
+            });
+            // What cannot be read may be no file any more.
+            let (meta, after) = self.job.meta(&file, found)?;
+            part.end = end?;
             let fuzzy = before != after;
             if !fuzzy || tries == TRIES {
                 return Ok(Outcome::Whole { meta, part, fuzzy });
@@ -222,12 +237,11 @@ impl<'a> Capture<'a> {
         }
     }
 
-    /// Opens a file; nothing where it was moved away and may be passed over.
-    fn open(&self, opener: &mut Opener<'_>, file: usize) -> Result<Option<(File, Stamp)>> {
-        let (found, group) = self.files[file];
-        match self.job.open(opener, found) {
+    /// Nothing where a file was moved away and may be passed over.
+    fn unless_moved<T>(&self, file: usize, result: Result<T>) -> Result<Option<T>> {
+        match result {
             // Not where other names share the file.
-            Err(Error::Moved { .. }) if !self.job.patient && group == 0 => Ok(None),
+            Err(Error::Moved { .. }) if !self.job.patient && self.files[file].1 == 0 => Ok(None),
             other => other.map(Some),
         }
     }

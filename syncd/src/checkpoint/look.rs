@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
+use ephemeral_overlay::attributes::Handle;
 use ephemeral_overlay::error::At;
 use rayon::prelude::*;
 use rustix::fs::{FileType, fstat};
@@ -12,6 +14,7 @@ use rustix::io::Errno;
 use super::{CheckpointStats, Job};
 use crate::content;
 use crate::diff::{self, Beside, Draft, Looked};
+use crate::digest::BLOCK;
 use crate::entry::{Kind, Meta, State};
 use crate::error::{Error, Result};
 use crate::path::RelPath;
@@ -90,16 +93,18 @@ impl Job<'_> {
     /// Reads what has to be compared, in path order.
     pub(super) fn look<'a>(&self, beside: &Beside<'a>) -> Result<Vec<(&'a Found, Looked)>> {
         let look = |(buffer, opener): &mut (Vec<u8>, Opener<'_>), (found, recorded): (&'a Found, &State)| {
-            let (file, before) = match self.open(opener, found) {
+            let looked = self.open(opener, found).and_then(|(file, before)| {
+                let shown = self.upper.show(&found.path);
+                let read =
+                    content::hash_with(&file, before, self.past.seed, buffer, &shown, || self.meta(&file, found));
+                // What cannot be read may be no file any more.
+                read.or_else(|error| self.meta(&file, found).and(Err(error)))
+            });
+            match looked {
                 // It is met again when it would be written, and passed over there.
-                Err(Error::Moved { .. }) if !self.patient => return Ok(None),
-                other => other?,
-            };
-            let shown = self.upper.show(&found.path);
-            let (read, meta) = content::hash_with(&file, before, self.past.seed, buffer, &shown, || {
-                scan::file_meta(&file, View::Upper, &shown)
-            })?;
-            Ok(Some((found, Looked::of(recorded, &meta, read))))
+                Err(Error::Moved { .. }) if !self.patient => Ok(None),
+                looked => looked.map(|(read, meta)| Some((found, Looked::of(recorded, &meta, read)))),
+            }
         };
         let looked: Vec<_> = beside
             .to_hash()
@@ -109,7 +114,8 @@ impl Job<'_> {
         Ok(looked.into_iter().flatten().collect())
     }
 
-    /// Opens the file that the scan met; another one by that name, or none, makes us start over.
+    /// Opens the file that the scan met; another one by that name, or none, makes us start over. Returned is what it was
+    /// before it is read: of a short file what the scan saw, because the look after the read tells whether it is that file.
     pub(super) fn open(&self, opener: &mut Opener<'_>, found: &Found) -> Result<(fs::File, Stamp)> {
         let moved = || Error::Moved { path: found.path.clone() };
         let file = match opener.open_file(&found.path) {
@@ -124,9 +130,20 @@ impl Job<'_> {
             }
             other => other?,
         };
-        let stat = fstat(&file).at("fstat", self.upper.show(&found.path))?;
+        let before = if found.stamp.size <= BLOCK as u64 { found.stamp } else { self.meta(&file, found)?.1 };
+        Ok((file, before))
+    }
+
+    /// The metadata of an open file, and its stamp at that moment; another one than the scan met makes us start over.
+    pub(super) fn meta(&self, file: &fs::File, found: &Found) -> Result<(Meta, Stamp)> {
+        let shown = self.upper.show(&found.path);
+        let raw = Handle::open(file.as_fd()).read_all().at("listxattr", &shown)?;
+        let stat = fstat(file).at("fstat", &shown)?;
         let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        if is_file && stat.st_ino == found.stamp.ino { Ok((file, Stamp::of(&stat))) } else { Err(moved()) }
+        if !is_file || stat.st_ino != found.stamp.ino {
+            return Err(Error::Moved { path: found.path.clone() });
+        }
+        Ok((scan::meta(&stat, raw, View::Upper, &shown)?.0, Stamp::of(&stat)))
     }
 
     /// Changes that are no reason to write: our own log, and directories that were copied up on the way to it, or

@@ -10,7 +10,7 @@ use crate::diff::Looked;
 use crate::digest::{BLOCK, Block};
 use crate::entry::Kind;
 use crate::error::Result;
-use crate::scan::{self, Stamp, View};
+use crate::scan::Stamp;
 use crate::tree::Opener;
 
 /// A long file that is being read.
@@ -41,7 +41,8 @@ impl Source {
 impl Capture<'_> {
     pub(super) fn begin_long(&self, line: &mut State, file: usize) -> Result<()> {
         let (found, _) = self.files[file];
-        let Some((open, now)) = self.open(&mut Opener::new(self.job.upper), file)? else { return Ok(()) };
+        let opened = self.job.open(&mut Opener::new(self.job.upper), found);
+        let Some((open, now)) = self.unless_moved(file, opened)? else { return Ok(()) };
         let looked = self.looked.binary_search_by_key(&&found.path, |(found, _)| &found.path).ok();
         let read = match looked.map(|at| &self.looked[at].1) {
             Some(Looked::Changed(read)) if !read.fuzzy => Some(read),
@@ -122,8 +123,7 @@ impl Capture<'_> {
     /// All pieces are there: the file is complete, or begun anew when it changed meanwhile.
     fn complete(&self, line: &mut State, file: usize) -> Result<()> {
         let Some(Long { source, tries, parts }) = line.long.remove(&file) else { return Ok(()) };
-        let shown = self.job.upper.show(&self.files[file].0.path);
-        let (meta, after) = scan::file_meta(&source.file, View::Upper, &shown)?;
+        let (meta, after) = self.job.meta(&source.file, self.files[file].0)?;
         let fuzzy = after != source.before;
         let mut parts: Vec<_> = parts.into_iter().flatten().collect();
         let mut size = source.before.size;
