@@ -10,7 +10,7 @@ use crate::digest::Digest;
 use crate::entry::{Base, Change, Content, State, Stretch};
 use crate::error::{Error, Result};
 use crate::format::Relation;
-use crate::format::read::Checkpoint;
+use crate::format::read::{Checkpoint, Unpacker};
 use crate::path::RelPath;
 use crate::progress::Progress;
 
@@ -351,7 +351,7 @@ impl Chain {
 pub struct FrameCache {
     /// The last ones, the newest first, each with its checkpoint and number.
     frames: VecDeque<(u64, usize, Vec<u8>)>,
-    stored: Vec<u8>,
+    unpacker: Unpacker,
 }
 
 impl FrameCache {
@@ -365,7 +365,7 @@ impl FrameCache {
         } else {
             let oldest = if self.frames.len() < Self::MAX { None } else { self.frames.pop_back() };
             let mut data = oldest.map(|(_, _, data)| data).unwrap_or_default();
-            checkpoint.read_frame(number, &mut self.stored, &mut data)?;
+            checkpoint.read_frame(number, &mut self.unpacker, &mut data)?;
             self.frames.push_front((key.0, key.1, data));
         }
         Ok(&self.frames[0].2)

@@ -1,6 +1,5 @@
 //! What changed in upper since the last checkpoint: a pure function of the recorded state and a scan.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::chain::Net;
@@ -60,14 +59,15 @@ impl<'a> Beside<'a> {
         let mut of = |found: &Found| {
             loop {
                 let (path, state) = *entries.peek()?;
-                let order = path.cmp(&found.path);
-                if order == Ordering::Greater {
+                // Most are the same, which is sooner told than an order.
+                if *path == found.path {
+                    entries.next();
+                    return Some(state);
+                }
+                if *path > found.path {
                     return None;
                 }
                 entries.next();
-                if order == Ordering::Equal {
-                    return Some(state);
-                }
                 gone.push((path, state));
             }
         };

@@ -9,7 +9,7 @@ mod room;
 mod unpack;
 mod verify;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
@@ -155,14 +155,14 @@ pub fn merge(
 
     let keep_user_xattrs = !chain.last().header.user_xattrs;
     let place = Place::new(lower, Into::Lower { keep_user_xattrs }, next.next_token);
+    let shape = Shape::of(&net);
     let apply = Apply {
-        net: &net,
+        shape: &shape,
         chain: &chain,
         place: &place,
         lower,
         seed,
         only_metadata: &only_metadata,
-        hidden: net.hidden_directories(),
         redo,
         progress,
     };
@@ -173,7 +173,7 @@ pub fn merge(
             place.protect(path, node)?;
         }
     }
-    settle(lower, &Verify { net: &net, lower, seed, only_metadata: &only_metadata, left: &left, progress })?;
+    settle(lower, &Verify { shape: &shape, lower, seed, only_metadata: &only_metadata, left: &left, progress })?;
     if !left.is_empty() {
         // Before lower says that it has everything: the chain is the only place that does.
         stats.set_aside = store.keep_aside(last)?;
@@ -221,27 +221,53 @@ fn is_unchanged(existing: &Existing, node: &Node, seed: u64) -> Result<bool> {
 /// How many files one thread takes at a time.
 const PART: usize = 64;
 
-/// The entries of a net state that are no directories, in parts that stand in the same directory.
-fn parts(net: &Net) -> Vec<(RelPath, Vec<(&RelPath, &Recorded)>)> {
-    let mut by_parent: BTreeMap<RelPath, Vec<_>> = BTreeMap::new();
-    for (path, recorded) in &net.entries {
-        if !recorded.state.node().is_some_and(Node::is_dir) {
-            by_parent.entry(path.parent().unwrap_or_default()).or_default().push((path, recorded));
-        }
+/// Entries that stand in the same directory.
+type Part<'a> = (&'a RelPath, Vec<(&'a RelPath, &'a Recorded)>);
+
+/// A net state as it is made and compared: looked through once.
+struct Shape<'a> {
+    net: &'a Net,
+    /// The directories of which nothing of lower shows through.
+    hidden: HashSet<&'a RelPath>,
+    /// Of what has several names, the first of them.
+    leaders: BTreeMap<&'a RelPath, &'a RelPath>,
+    /// The entries that are no directories, in parts.
+    parts: Vec<Part<'a>>,
+}
+
+impl<'a> Shape<'a> {
+    fn of(net: &'a Net) -> Self {
+        Self { net, hidden: net.hidden_directories(), leaders: leaders(net), parts: parts(net) }
     }
-    let split = |(parent, all): (RelPath, Vec<_>)| -> Vec<_> {
-        all.chunks(PART).map(|part| (parent.clone(), part.to_vec())).collect()
-    };
-    by_parent.into_iter().flat_map(split).collect()
 }
 
 /// The first member of the link group that a path belongs to.
 fn leaders(net: &Net) -> BTreeMap<&RelPath, &RelPath> {
-    let groups = net.groups();
-    groups
-        .into_values()
-        .flat_map(|members| members.clone().into_iter().map(move |member| (member, members[0])))
-        .collect()
+    let groups = net.groups().into_values();
+    groups.flat_map(|members| members.clone().into_iter().map(move |member| (member, members[0]))).collect()
+}
+
+/// The parts of a state in which everything stands in a directory.
+fn parts(net: &Net) -> Vec<Part<'_>> {
+    let mut parts: Vec<Part> = Vec::new();
+    // The directories above the path that is looked at, with what stands in them: a subtree is contiguous.
+    let mut open: Vec<Part> = Vec::new();
+    for (path, recorded) in &net.entries {
+        while open.last().is_some_and(|(above, _)| !path.is_below(above)) {
+            parts.extend(open.pop());
+        }
+        if recorded.state.node().is_some_and(Node::is_dir) {
+            open.push((path, Vec::new()));
+        } else if let Some((parent, all)) = open.last_mut() {
+            all.push((path, recorded));
+            if all.len() == PART {
+                parts.push((*parent, std::mem::take(all)));
+            }
+        }
+    }
+    parts.extend(open);
+    parts.retain(|(_, all)| !all.is_empty());
+    parts
 }
 
 /// What lower has in the directory at `path`, of which nothing shows through, and upper does not.

@@ -14,6 +14,7 @@ use ephemeral_overlay::overlay::is_never_data;
 use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 use xxhash_rust::xxh3::Xxh3;
+use zstd::bulk::Decompressor;
 
 use super::{END, FRAME, FrameInfo, Header, INDEX_RATIO, Index, MAGIC, PRELUDE, SEQUENCE_MAX, TRAILER, Trailer};
 use crate::digest::{self, BLOCK, Digest};
@@ -189,19 +190,19 @@ impl Checkpoint {
         (data < self.data_len).then(|| (number, self.frames[number].data))
     }
 
-    /// Reads the data of a frame into `data`; `stored` is what it is read through.
+    /// Reads the data of a frame into `data`.
     ///
     /// # Errors
     /// When it cannot be read or is damaged.
-    pub(crate) fn read_frame(&self, number: usize, stored: &mut Vec<u8>, data: &mut Vec<u8>) -> Result<()> {
+    pub(crate) fn read_frame(&self, number: usize, unpacker: &mut Unpacker, data: &mut Vec<u8>) -> Result<()> {
         let frame = &self.frames[number];
         if frame.info.stored == frame.info.raw {
             return self.read_stored(frame, data);
         }
+        let Unpacker { stored, zstd } = unpacker;
         self.read_stored(frame, stored)?;
         data.clear();
         data.reserve(frame.info.raw as usize);
-        let mut zstd = zstd::bulk::Decompressor::new().at("zstd", &self.path)?;
         let length = zstd.decompress_to_buffer(stored, data).at("zstd", &self.path)?;
         if length == frame.info.raw as usize { Ok(()) } else { Err(self.damaged("a frame of its data is too short")) }
     }
@@ -218,6 +219,19 @@ impl Checkpoint {
 
     pub(crate) fn damaged(&self, what: &str) -> Error {
         Error::Damaged { path: self.path.clone(), what: what.to_owned() }
+    }
+}
+
+/// What frames are read through, again and again.
+#[derive(Default)]
+pub(crate) struct Unpacker {
+    stored: Vec<u8>,
+    zstd: Decompressor<'static>,
+}
+
+impl std::fmt::Debug for Unpacker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Unpacker").finish_non_exhaustive()
     }
 }
 

@@ -1,15 +1,15 @@
 //! Makes a net state true: removals, then objects from above, then directories from below. The files of a directory are
 //! made by several threads; nothing depends on their order but hard links, which come after what they lead to.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use ephemeral_overlay::error::At;
 use rayon::prelude::*;
 use rustix::fs::{Advice, fadvise};
 
-use super::{extras, is_unchanged, leaders, parts};
-use crate::chain::{Chain, FrameCache, Net, Recorded};
+use super::{Shape, extras, is_unchanged};
+use crate::chain::{Chain, FrameCache, Recorded};
 use crate::entry::{Node, State};
 use crate::error::Result;
 use crate::existing::Existing;
@@ -25,16 +25,14 @@ const IN_PLACE: u64 = 1 << 20;
 /// What lower's file system cannot hold, with what it said.
 pub(super) type Left = BTreeMap<RelPath, String>;
 
-/// Makes `net` true.
+/// Makes a net state true.
 pub(super) struct Apply<'a> {
-    pub(super) net: &'a Net,
+    pub(super) shape: &'a Shape<'a>,
     pub(super) chain: &'a Chain,
     pub(super) place: &'a Place<'a>,
     pub(super) lower: &'a Tree,
     pub(super) seed: u64,
     pub(super) only_metadata: &'a BTreeSet<RelPath>,
-    /// The directories of which nothing of lower shows through.
-    pub(super) hidden: HashSet<&'a RelPath>,
     /// A cut may have left something unfinished.
     pub(super) redo: bool,
     pub(super) progress: &'a Progress,
@@ -42,7 +40,7 @@ pub(super) struct Apply<'a> {
 
 impl Apply<'_> {
     pub(super) fn run(&self) -> Result<Left> {
-        for (path, recorded) in &self.net.entries {
+        for (path, recorded) in &self.shape.net.entries {
             if recorded.state == State::Deleted {
                 self.place.remove(path)?;
             }
@@ -52,12 +50,11 @@ impl Apply<'_> {
             self.progress.step();
             left.extend(self.place.unless_impossible(path, self.directory(path))?);
         }
-        let leaders = leaders(self.net);
-        let parts = parts(self.net);
+        let Shape { leaders, parts, .. } = self.shape;
         let frames = PerThread::<FrameCache>::new();
         let made = parts.par_iter().enumerate().map(|(number, (parent, files))| {
             let files = files.iter().filter(|(path, _)| leaders.get(*path).is_none_or(|leader| leader == path));
-            frames.with(|frames| self.files(&self.place.part(number), parent, files.copied(), &leaders, frames))
+            frames.with(|frames| self.files(&self.place.part(number), parent, files.copied(), frames))
         });
         left.extend(made.collect::<Result<Vec<_>>>()?.into_iter().flatten());
         for (path, leader) in leaders.iter().filter(|(path, leader)| path != leader) {
@@ -76,7 +73,7 @@ impl Apply<'_> {
     }
 
     fn directories(&self) -> impl DoubleEndedIterator<Item = (&RelPath, &Node)> {
-        let nodes = self.net.entries.iter().filter_map(|(path, recorded)| Some((path, recorded.state.node()?)));
+        let nodes = self.shape.net.entries.iter().filter_map(|(path, recorded)| Some((path, recorded.state.node()?)));
         nodes.filter(|(_, node)| node.is_dir())
     }
 
@@ -87,8 +84,8 @@ impl Apply<'_> {
         if self.redo {
             self.place.sweep(path)?;
         }
-        if self.hidden.contains(path) {
-            extras(self.net, self.lower, path)?.iter().try_for_each(|extra| self.place.remove(extra))?;
+        if self.shape.hidden.contains(path) {
+            extras(self.shape.net, self.lower, path)?.iter().try_for_each(|extra| self.place.remove(extra))?;
         }
         Ok(())
     }
@@ -99,7 +96,6 @@ impl Apply<'_> {
         place: &Place,
         parent: &RelPath,
         files: impl Iterator<Item = (&'e RelPath, &'e Recorded)>,
-        leaders: &BTreeMap<&RelPath, &RelPath>,
         frames: &mut FrameCache,
     ) -> Result<Left> {
         let mut left = Left::new();
@@ -117,7 +113,7 @@ impl Apply<'_> {
                     sink(at, bytes)
                 })
             };
-            let is_linked = leaders.contains_key(path);
+            let is_linked = self.shape.leaders.contains_key(path);
             left.extend(
                 self.place
                     .unless_impossible(path, self.file(place, dir.as_fd(), path, node, is_linked, &mut contents))?,

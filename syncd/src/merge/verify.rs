@@ -7,8 +7,8 @@ use std::os::fd::AsFd;
 use rayon::prelude::*;
 
 use super::apply::Left;
-use super::{extras, leaders, parts};
-use crate::chain::{Net, Recorded};
+use super::{Shape, extras};
+use crate::chain::Recorded;
 use crate::entry::Node;
 use crate::error::{Error, Result};
 use crate::existing::Existing;
@@ -18,7 +18,7 @@ use crate::tree::{Tree, is_nothing};
 
 /// Compares what was made.
 pub(super) struct Verify<'a> {
-    pub(super) net: &'a Net,
+    pub(super) shape: &'a Shape<'a>,
     pub(super) lower: &'a Tree,
     pub(super) seed: u64,
     pub(super) only_metadata: &'a BTreeSet<RelPath>,
@@ -29,18 +29,18 @@ pub(super) struct Verify<'a> {
 
 impl Verify<'_> {
     pub(super) fn run(&self) -> Result<()> {
-        let (leaders, hidden) = (leaders(self.net), self.net.hidden_directories());
+        let Shape { net, hidden, leaders, parts } = self.shape;
         let directories: Vec<_> =
-            self.net.entries.iter().filter(|(_, recorded)| recorded.state.node().is_some_and(Node::is_dir)).collect();
+            net.entries.iter().filter(|(_, recorded)| recorded.state.node().is_some_and(Node::is_dir)).collect();
         directories.par_iter().try_for_each(|(path, recorded)| {
             let parent = self.lower.open_parent(path)?;
             self.one(Existing::at(self.lower, parent.as_fd(), path)?, path, recorded, None)?;
-            if hidden.contains(path) && !extras(self.net, self.lower, path)?.is_empty() {
+            if hidden.contains(path) && !extras(net, self.lower, path)?.is_empty() {
                 return self.mismatch(path, "names that should be gone");
             }
             Ok(())
         })?;
-        parts(self.net).par_iter().try_for_each(|(parent, all)| {
+        parts.par_iter().try_for_each(|(parent, all)| {
             let dir = match self.lower.open_dir(parent) {
                 // What was deleted with its directory is gone.
                 Err(error) if is_nothing(error.errno()) => None,
