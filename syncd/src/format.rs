@@ -69,8 +69,8 @@ pub enum Relation {
     },
 }
 
-/// What stands between the data and the trailer.
-#[derive(Debug, Serialize, Deserialize)]
+/// What stands between the data and the trailer, as it is read; [`write::Writer::finish`] writes it in pieces.
+#[derive(Debug, Deserialize)]
 struct Index {
     /// The frames of data, in order.
     frames: Vec<FrameInfo>,

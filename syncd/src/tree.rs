@@ -195,7 +195,7 @@ pub fn open_child_dir(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<O
 /// # Errors
 /// Whatever openat2(2) says.
 pub fn open_child_file(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<File> {
-    // A single name leads nowhere else. To be told so costs a lock that all of the system's lookups share.
+    // A single name leads nowhere else, and to check that takes the lock of all mounts (path_is_under, fs/namespace.c).
     open_as(dir, name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK, WITHIN).map(File::from)
 }
 

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use ephemeral_overlay::token::Token;
+use rayon::prelude::*;
 use syncd::chain::{Chain, FrameCache};
 use syncd::digest::{BLOCK, Block, Digest, of_file};
 use syncd::entry::{Base, Change, Content, Kind, Meta, Node, State, Stretch};

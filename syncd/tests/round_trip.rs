@@ -9,6 +9,7 @@ use std::path::Path;
 use forge::sample;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
+use rayon::prelude::*;
 use syncd::chain::{Chain, FrameCache, Net};
 use syncd::digest::{Block, Digest};
 use syncd::entry::{Base, Change, Content, Kind, Meta, Node, State, Stretch};
@@ -65,7 +66,7 @@ fn content(length: u64) -> impl Strategy<Value = Content> {
 
 fn state(length: u64) -> impl Strategy<Value = State> {
     let kind = prop_oneof![
-        4 => content(length).prop_map(Kind::File),
+        4 => content(length).prop_map(Kind::file),
         2 => any::<bool>().prop_map(|opaque| Kind::Dir { opaque }),
         1 => vec(1..=u8::MAX, 1..300).prop_map(|target| Kind::Symlink { target }),
         1 => Just(Kind::Fifo),

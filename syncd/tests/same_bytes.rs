@@ -30,11 +30,15 @@ fn checkpoint(store: &Path, upper: &Path, lower: &Path, threads: usize) -> PathB
 fn the_same_tree_gives_the_same_bytes() {
     let place = tempfile::tempdir().unwrap();
     let at = |name: &str| place.path().join(name);
-    for name in ["upper/many", "lower", "one", "four"] {
+    for name in ["upper/copies", "upper/many", "upper/tiny", "lower", "one", "four"] {
         fs::create_dir_all(at(name)).unwrap();
     }
     for number in 0..300 {
         fs::write(at("upper/many").join(number.to_string()), text(number, 20_000 + number * 100)).unwrap();
+    }
+    // More than are packed at once.
+    for number in 0..2100 {
+        fs::write(at("upper/tiny").join(number.to_string()), number.to_string()).unwrap();
     }
     fs::write(at("upper/long"), text(7, 20 << 20)).unwrap();
     // The seed is the chain's: both go on from the same checkpoint.
@@ -45,6 +49,10 @@ fn the_same_tree_gives_the_same_bytes() {
     fs::write(at("upper/long"), text(8, 12 << 20)).unwrap();
     for number in (0..300).step_by(3) {
         fs::write(at("upper/many").join(number.to_string()), text(number + 1, 30_000)).unwrap();
+    }
+    // What was captured a moment ago may be referred to, or not yet.
+    for number in 0..60 {
+        fs::write(at("upper/copies").join(number.to_string()), text(9, 300_000)).unwrap();
     }
     let changed = fs::OpenOptions::new().write(true).open(at("upper/long.1")).unwrap();
     changed.write_all_at(b"changed", 5 << 20).unwrap();

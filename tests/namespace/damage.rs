@@ -138,7 +138,7 @@ fn attributes_that_cannot_be_are_left() {
     let attribute = |kind, name: &str| {
         with(kind, |node| drop(node.meta.xattrs.insert(name.as_bytes().to_vec(), b"nonsense".to_vec())))
     };
-    let plain = || Kind::File(sample::content(b"", 0, 0));
+    let plain = || Kind::file(sample::content(b"", 0, 0));
     let symlink = || Kind::Symlink { target: b"x".to_vec() };
     let bad = [
         ("a kind that has none", attribute(symlink(), "user.a")),

@@ -133,11 +133,8 @@ impl<'a> Capture<'a> {
                 return self.act_with(number, work, tools);
             }
             let packer = Packer::new(self.job.options.compression).at("zstd", "")?;
-            self.act_with(
-                number,
-                work,
-                tools.insert(Tools { buffer: Vec::new(), packer, frames: FrameCache::default() }),
-            )
+            let fresh = Tools { buffer: Vec::new(), packer, frames: FrameCache::default() };
+            self.act_with(number, work, tools.insert(fresh))
         })
     }
 

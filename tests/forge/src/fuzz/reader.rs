@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use rustix::fs::{MemfdFlags, memfd_create};
 use syncd::chain::{Chain, FrameCache};
 use syncd::digest::of_bytes;
