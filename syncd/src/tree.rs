@@ -246,7 +246,11 @@ fn entries<T>(dir: BorrowedFd<'_>, path: &Path, take: impl Fn(&RawDirEntry<'_>) 
     let mut listing = RawDir::new(dir, buffer.spare_capacity_mut());
     let mut entries = Vec::new();
     while let Some(entry) = listing.next() {
-        let entry = entry.at("getdents64", path)?;
+        let entry = match entry {
+            // It was removed since it was opened: nothing is in it (getdents(2)).
+            Err(Errno::NOENT) => break,
+            other => other.at("getdents64", path)?,
+        };
         if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
             entries.push(take(&entry));
         }
@@ -260,4 +264,23 @@ fn entries<T>(dir: BorrowedFd<'_>, path: &Path, take: impl Fn(&RawDirEntry<'_>) 
 /// Whatever readlinkat(2) says.
 pub fn read_link(dir: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<Vec<u8>, SystemError> {
     Ok(readlinkat(dir, name, Vec::new()).at("readlinkat", path)?.into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_gone_is_empty_and_one_is_listed_from_its_beginning() {
+        let place = tempfile::tempdir().unwrap();
+        let inner = place.path().join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        let (outer, dir) = (File::open(place.path()).unwrap(), File::open(&inner).unwrap());
+        for _ in 0..2 {
+            assert_eq!(list(outer.as_fd(), place.path()).unwrap(), ["inner"]);
+            assert_eq!(list_by_inode(outer.as_fd(), place.path()).unwrap(), [c"inner".to_owned()]);
+        }
+        std::fs::remove_dir(&inner).unwrap();
+        assert!(list(dir.as_fd(), &inner).unwrap().is_empty());
+    }
 }
