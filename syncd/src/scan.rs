@@ -288,14 +288,14 @@ pub fn meta(stat: &Stat, mut raw: Xattrs, view: View, shown: &Path) -> Result<(M
     Ok((meta, artefacts.opaque))
 }
 
-/// The metadata of an open file, and its stamp at that moment.
+/// The metadata of an open file, and its status at that moment.
 ///
 /// # Errors
 /// Any failing call, and as [`meta`].
-pub fn file_meta(file: &File, view: View, shown: &Path) -> Result<(Meta, Stamp)> {
+pub fn file_meta(file: &File, view: View, shown: &Path) -> Result<(Meta, Stat)> {
     let raw = Handle::open(file.as_fd()).read_all().at("listxattr", shown)?;
     let stat = rustix::fs::fstat(file).at("fstat", shown)?;
-    Ok((meta(&stat, raw, view, shown)?.0, Stamp::of(&stat)))
+    Ok((meta(&stat, raw, view, shown)?.0, stat))
 }
 
 /// The metadata of the directory at `path` of a plain tree.

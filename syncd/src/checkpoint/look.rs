@@ -2,13 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
-use ephemeral_overlay::attributes::Handle;
-use ephemeral_overlay::error::At;
 use rayon::prelude::*;
-use rustix::fs::{FileType, fstat};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::{CheckpointStats, Job};
@@ -117,7 +114,6 @@ impl Job<'_> {
     /// Opens the file that the scan met; another one by that name, or none, makes us start over. Returned is what it was
     /// before it is read: of a short file what the scan saw, because the look after the read tells whether it is that file.
     pub(super) fn open(&self, opener: &mut Opener<'_>, found: &Found) -> Result<(fs::File, Stamp)> {
-        let moved = || Error::Moved { path: found.path.clone() };
         let file = match opener.open_file(&found.path) {
             // The kernel calls it another device when a name leaves the directory under the open (openat2(2), EXDEV).
             Err(error)
@@ -126,7 +122,7 @@ impl Job<'_> {
                     Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::XDEV)
                 ) =>
             {
-                return Err(moved());
+                return Err(Error::Moved { path: found.path.clone() });
             }
             other => other?,
         };
@@ -136,14 +132,12 @@ impl Job<'_> {
 
     /// The metadata of an open file, and its stamp at that moment; another one than the scan met makes us start over.
     pub(super) fn meta(&self, file: &fs::File, found: &Found) -> Result<(Meta, Stamp)> {
-        let shown = self.upper.show(&found.path);
-        let raw = Handle::open(file.as_fd()).read_all().at("listxattr", &shown)?;
-        let stat = fstat(file).at("fstat", &shown)?;
+        let (meta, stat) = scan::file_meta(file, View::Upper, &self.upper.show(&found.path))?;
         let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
         if !is_file || stat.st_ino != found.stamp.ino {
             return Err(Error::Moved { path: found.path.clone() });
         }
-        Ok((scan::meta(&stat, raw, View::Upper, &shown)?.0, Stamp::of(&stat)))
+        Ok((meta, Stamp::of(&stat)))
     }
 
     /// Changes that are no reason to write: our own log, and directories that were copied up on the way to it, or

@@ -152,20 +152,20 @@ impl Made<'_> {
     /// The changes, in path order; nothing where a file was moved away.
     fn changes(&self) -> impl IndexedParallelIterator<Item = Option<Change>> {
         self.drafts.par_iter().zip(&self.which).zip(&self.bases).map(|(((path, draft), which), base)| {
-            let node = |group: &u32, kind: &Kind, meta: &Meta| {
-                State::Present(Node { kind: kind.clone(), meta: meta.clone(), group: *group })
-            };
-            let state = match (draft, which) {
-                (Draft::Deleted, _) => State::Deleted,
-                (Draft::AsLower, _) => State::AsLower,
-                (Draft::Present(_, group), Some(file)) => {
-                    let (meta, kind) = self.captured[*file].as_ref()?;
-                    node(group, kind, meta)
+            let state = match draft {
+                Draft::Deleted => State::Deleted,
+                Draft::AsLower => State::AsLower,
+                Draft::Present(found, group) => {
+                    let (meta, kind): (&Meta, &Kind) = match &found.object {
+                        Object::Other(kind, meta) => (meta, kind),
+                        // A whiteout is a deletion.
+                        Object::File | Object::Whiteout => {
+                            let (meta, kind) = self.captured[(*which)?].as_ref()?;
+                            (meta, kind)
+                        }
+                    };
+                    State::Present(Node { kind: kind.clone(), meta: meta.clone(), group: *group })
                 }
-                (Draft::Present(Found { object: Object::Other(kind, meta), .. }, group), None) => {
-                    node(group, kind, meta)
-                }
-                (Draft::Present(..), None) => return None,
             };
             Some(Change { path: (*path).clone(), state, base: base.clone() })
         })

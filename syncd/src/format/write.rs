@@ -161,7 +161,8 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Ends the checkpoint with its changes, which must be in path order; where there is none, none is meant. Nothing is synced here.
+    /// Ends the checkpoint with its changes, which must be in path order; where there is none, none is meant. Nothing is
+    /// synced here.
     ///
     /// # Errors
     /// Whatever zstd or write(2) says.
@@ -176,8 +177,9 @@ impl<'a> Writer<'a> {
             Ok::<_, SystemError>((raw.len(), packed))
         };
         let pieces = changes.chunks(PIECE).map(|changes| {
-            let encoded = changes.iter().flatten().try_fold(Vec::new(), |raw, change| postcard::to_extend(change, raw));
-            Ok::<_, SystemError>((changes.iter().flatten().count(), pack(&encodable(encoded, self.path)?)?))
+            let changes: Vec<Change> = changes.into_iter().flatten().collect();
+            let encoded = changes.iter().try_fold(Vec::new(), |raw, change| postcard::to_extend(change, raw));
+            Ok::<_, SystemError>((changes.len(), pack(&encodable(encoded, self.path)?)?))
         });
         let pieces = pieces.collect::<Result<Vec<_>, _>>()?;
         let mut head = encode(&self.frames, self.path)?;

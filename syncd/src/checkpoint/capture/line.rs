@@ -79,7 +79,10 @@ impl<'a, 'w> Line<'a, 'w> {
         let _stop = Stop(self);
         let mut state = self.lock();
         loop {
-            let step = state.step(capture, self.ahead).unwrap_or_else(|error| state.fail(error));
+            let step = state.step(capture, self.ahead).unwrap_or_else(|error| {
+                state.fail(error);
+                Step::Leave
+            });
             match step {
                 Step::Begin(number, work) => {
                     drop(state);
@@ -87,7 +90,7 @@ impl<'a, 'w> Line<'a, 'w> {
                     state = self.lock();
                     match done {
                         Ok(done) => drop(state.done.insert(number, (work, done))),
-                        Err(error) => drop(state.fail(error)),
+                        Err(error) => state.fail(error),
                     }
                 }
                 Step::Write(writer, frames) => {
@@ -97,7 +100,7 @@ impl<'a, 'w> Line<'a, 'w> {
                     state = self.lock();
                     state.writer = Some(writer);
                     if let Err(error) = written {
-                        drop(state.fail(error));
+                        state.fail(error);
                     }
                 }
                 Step::Wait => {
@@ -141,10 +144,9 @@ impl<'a, 'w> State<'a, 'w> {
     }
 
     /// The first error is the one to report.
-    fn fail(&mut self, error: Error) -> Step<'a, 'w> {
+    fn fail(&mut self, error: Error) {
         self.failed.get_or_insert(error);
         self.stopped = true;
-        Step::Leave
     }
 }
 
