@@ -128,7 +128,7 @@ fn one(case: &Case<'_>, injection: &Injection<'_>) -> Option<Verdict> {
     options.extend(injection.within.iter().flat_map(|path| ["-P", *path]));
     let output = strace(case.command, &options);
     let log = fs::read_to_string(log.path()).unwrap();
-    let met = log.lines().find(|line| line.contains("(INJECTED)"))?;
+    let met = &injected(&log)?;
     let words = text(&output);
     let shown = format!("{injection}\n{met}\n{words}");
     println!("{shown}");
@@ -154,6 +154,16 @@ fn one(case: &Case<'_>, injection: &Injection<'_>) -> Option<Verdict> {
     assert!(!is_sync || is_reserve || !matches!(verdict, Verdict::Done), "a failed sync was passed over\n{shown}");
     (case.check)(&verdict);
     Some(verdict)
+}
+
+/// The call that was made to fail, whole: what another thread did meanwhile may stand between its two halves.
+fn injected(log: &str) -> Option<String> {
+    let (before, from) = log.split_at(log.find("(INJECTED)")?);
+    let (before, line) = before.rsplit_once('\n').unwrap_or(("", before));
+    let end = from.lines().next().unwrap_or_default();
+    let Some((thread, rest)) = line.split_once("<... ") else { return Some(format!("{line}{end}")) };
+    let begun = before.lines().rfind(|line| line.starts_with(thread) && line.ends_with("<unfinished ...>"))?;
+    Some(format!("{begun} {rest}{end}"))
 }
 
 /// Whether a message names the call, a path and the error.
