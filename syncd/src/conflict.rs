@@ -184,7 +184,7 @@ fn copy_from_chain(chain: &Chain, path: &RelPath, net: &Net, copies: &Tree) -> R
 
 fn make_parents(place: &Place, path: &RelPath) -> Result<()> {
     let above: Vec<_> = path.ancestors().filter(|above| !above.is_root()).collect();
-    above.iter().rev().try_for_each(|above| place.make_dir(above))
+    above.iter().rev().try_for_each(|above| place.make_dir(above).map(drop))
 }
 
 /// Takes out of `net` what must stay as it is on disk; returns the directories of which only the metadata stays.

@@ -47,6 +47,22 @@ impl<'a> Existing<'a> {
         Ok(Some(Self { lower, parent, path, file: Some(file), stat }))
     }
 
+    /// The same where a regular file is expected, which is opened without a look at what it is.
+    ///
+    /// # Errors
+    /// As [`Existing::at`].
+    pub fn file_at(lower: &'a Tree, parent: BorrowedFd<'a>, path: &'a RelPath) -> Result<Option<Self>> {
+        let file = match open_child_file(parent, path.name(), OFlags::RDONLY) {
+            Err(Errno::NOENT) => return Ok(None),
+            // It is something else.
+            Err(_) => return Self::at(lower, parent, path),
+            Ok(file) => file,
+        };
+        let stat = fstat(&file).at("fstat", lower.show(path))?;
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        Ok(Some(Self { lower, parent, path, file: is_file.then_some(file), stat }))
+    }
+
     /// Whether it is of this kind, and has this content. Nobody else changes it.
     ///
     /// # Errors

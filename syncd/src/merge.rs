@@ -8,6 +8,7 @@ mod apply;
 mod room;
 mod unpack;
 mod verify;
+mod writeback;
 
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::AsFd;
@@ -156,17 +157,10 @@ pub fn merge(
     let keep_user_xattrs = !chain.last().header.user_xattrs;
     let place = Place::new(lower, Into::Lower { keep_user_xattrs }, next.next_token);
     let shape = Shape::of(&net);
-    let apply = Apply {
-        shape: &shape,
-        chain: &chain,
-        place: &place,
-        lower,
-        seed,
-        only_metadata: &only_metadata,
-        redo,
-        progress,
-    };
-    let left = apply.run()?;
+    let left = writeback::beside(lower, |portions| {
+        let (shape, chain, place, only_metadata) = (&shape, &chain, &place, &only_metadata);
+        Apply { shape, chain, place, lower, seed, only_metadata, redo, progress, portions }.run()
+    })?;
     let stays = |path: &RelPath| left.contains_key(path) || only_metadata.contains(path);
     for (path, recorded) in net.entries.iter().filter(|(path, _)| !stays(path)) {
         if let Some(node) = recorded.state.node() {

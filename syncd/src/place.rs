@@ -114,8 +114,9 @@ impl<'a> Place<'a> {
         })
     }
 
-    fn count(&self, bytes: u64) {
-        self.written.fetch_add(pages(bytes), Ordering::Relaxed);
+    /// Of an object `before` bytes were written, and now are `after`.
+    fn count(&self, before: u64, after: u64) {
+        self.written.fetch_add(pages(after) - pages(before), Ordering::Relaxed);
     }
 
     /// Makes the non-directory `node` be at `path`, replacing what is there.
@@ -185,23 +186,22 @@ impl<'a> Place<'a> {
         unlink_any(to.as_fd(), &self.temporary, &shown)
     }
 
-    /// Makes a directory be at `path`, replacing anything else; its metadata waits for [`Place::finish_dir`].
+    /// Makes a directory be at `path`, replacing anything else; its metadata waits for [`Place::finish_dir`]. Returns
+    /// whether it is a new one, and so empty.
     ///
     /// # Errors
     /// Any failing call.
-    pub fn make_dir(&self, path: &RelPath) -> Result<()> {
-        let Some(stat) = self.tree.stat(path)? else { return self.mkdir(path) };
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            return Ok(());
+    pub fn make_dir(&self, path: &RelPath) -> Result<bool> {
+        if let Some(stat) = self.tree.stat(path)? {
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                return Ok(false);
+            }
+            self.remove(path)?;
         }
-        self.remove(path)?;
-        self.mkdir(path)
-    }
-
-    fn mkdir(&self, path: &RelPath) -> Result<()> {
         let shown = self.tree.show(path);
         let parent = self.tree.open_parent(path)?;
-        unprotected(&parent, path, &shown, || Ok(mkdirat(&parent, path.name(), Mode::RWXU).at("mkdirat", &shown)?))
+        unprotected(&parent, path, &shown, || Ok(mkdirat(&parent, path.name(), Mode::RWXU).at("mkdirat", &shown)?))?;
+        Ok(true)
     }
 
     /// Gives the directory at `path` its metadata, its times last: everything below it must be done.
@@ -242,7 +242,8 @@ impl<'a> Place<'a> {
         let shown = self.tree.show(path);
         let open = || open_child_file(parent, path.name(), OFlags::RDWR).at("openat2", &shown);
         let file = unprotected_object(old, &shown, || Ok(open()?))?;
-        self.count(Patch::new(&file, content.size, &shown)?.apply(&mut |sink| contents(path, content, sink))?);
+        let written = Patch::new(&file, content.size, &shown)?.apply(&mut |sink| contents(path, content, sink))?;
+        self.count(0, written);
         self.finish_file(&file, &node.meta, parent, path)
     }
 
@@ -340,10 +341,12 @@ impl<'a> Place<'a> {
                 let (mut end, mut written) = (0, 0);
                 contents(path, content, &mut |at, bytes| {
                     end = at + bytes.len() as u64;
+                    file.write_all_at(bytes, at).at("pwrite64", &shown)?;
+                    let before = written;
                     written += bytes.len() as u64;
-                    Ok(file.write_all_at(bytes, at).at("pwrite64", &shown)?)
+                    self.count(before, written);
+                    Ok(())
                 })?;
-                self.count(written);
                 if end != content.size {
                     file.set_len(content.size).at("ftruncate", &shown)?;
                 }

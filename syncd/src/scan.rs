@@ -145,7 +145,7 @@ pub fn scan_below(tree: &Tree, view: View, start: &RelPath) -> Result<Vec<Found>
         level.push(start.clone());
     }
     while !level.is_empty() {
-        let found = level.par_iter().map(|path| walk.list(path)).collect::<Result<Vec<_>>>()?;
+        let found = level.par_iter().with_max_len(8).map(|path| walk.list(path)).collect::<Result<Vec<_>>>()?;
         let mut next = Vec::new();
         for (path, listing) in level.into_iter().zip(found) {
             let Some(listing) = listing else { continue };

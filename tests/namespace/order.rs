@@ -3,12 +3,16 @@
 use std::fs;
 use std::process::Command;
 
+use crate::sweep::strace;
 use crate::tools::text;
-use crate::world::{ETC, World};
+use crate::world::{Disk, ETC, Fs, World, expect};
+use test_support::snapshot;
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_checkpoint_is_synced_before_it_has_its_name_and_the_name_after", a_checkpoint_is_synced),
     ("a_chain_is_deleted_only_after_lower_was_synced", a_chain_is_deleted_only_after_lower_was_synced),
+    ("the_disk_begins_while_a_long_merge_goes_on", the_disk_begins_while_a_long_merge_goes_on),
+    ("what_the_disk_says_while_a_merge_goes_on_is_heard", what_the_disk_says_while_a_merge_goes_on_is_heard),
 ];
 
 /// Runs `command` under strace and returns the calls that change or sync something, in order.
@@ -79,4 +83,37 @@ fn a_chain_is_deleted_only_after_lower_was_synced() {
     );
     let unmarked = position(&calls, &["unlink", "/merging"]);
     assert!(deleted < unmarked, "{}", calls.join("\n"));
+}
+
+/// A system that was cut after a checkpoint of more than the disk is given at once.
+fn more_than_a_portion() -> World {
+    let world = World::on(Disk::new(Fs::Ext4, 192), ETC);
+    world.boot();
+    for number in 0..40 {
+        fs::write(world.at(&format!("etc/{number}")), format!("line {number}\n").repeat(140_000)).unwrap();
+    }
+    world.checkpoint();
+    world
+}
+
+fn the_disk_begins_while_a_long_merge_goes_on() {
+    let world = more_than_a_portion();
+    world.cut();
+    let calls = trace(&world.offline_command(&["merge"]));
+    let placed = position(&calls, &["utimensat", "/root/etc/0>"]);
+    let token = position(&calls, &["setxattr", "trusted.ephemeral_overlay.token"]);
+    let syncs = calls[placed..token].iter().filter(|call| call.contains("syncfs(")).count();
+    assert!(syncs > 1, "{}", calls.join("\n"));
+}
+
+fn what_the_disk_says_while_a_merge_goes_on_is_heard() {
+    let world = more_than_a_portion();
+    let expected = snapshot::take(&world.at("etc"));
+    world.cut();
+    // The one at the end succeeds: the kernel tells of a failure once.
+    let failing = ["-e", "trace=syncfs", "-e", "inject=syncfs:error=EIO:when=1", "-o", "/dev/null"];
+    let output = strace(&world.offline_command(&["merge"]), &failing);
+    assert!(!output.status.success() && text(&output).contains("syncfs"), "{}", text(&output));
+    expect(&world.offline(&["merge"]), 0);
+    snapshot::assert_same(&expected, &snapshot::take(&world.at("etc")), "the redo");
 }

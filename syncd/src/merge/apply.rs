@@ -1,13 +1,14 @@
 //! Makes a net state true: removals, then objects from above, then directories from below. The files of a directory are
 //! made by several threads; nothing depends on their order but hard links, which come after what they lead to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use ephemeral_overlay::error::At;
 use rayon::prelude::*;
 use rustix::fs::{Advice, fadvise};
 
+use super::writeback::Portions;
 use super::{Shape, extras, is_unchanged};
 use crate::chain::{Chain, FrameCache, Recorded};
 use crate::entry::{Node, State};
@@ -36,6 +37,7 @@ pub(super) struct Apply<'a> {
     /// A cut may have left something unfinished.
     pub(super) redo: bool,
     pub(super) progress: &'a Progress,
+    pub(super) portions: &'a Portions,
 }
 
 impl Apply<'_> {
@@ -46,15 +48,19 @@ impl Apply<'_> {
             }
         }
         let mut left = Left::new();
+        // Those that were not there: nothing is in them.
+        let mut new = HashSet::new();
         for (path, _) in self.directories() {
             self.progress.step();
-            left.extend(self.place.unless_impossible(path, self.directory(path))?);
+            let done = self.directory(path).map(|is_new| new.extend(is_new.then_some(path)));
+            left.extend(self.place.unless_impossible(path, done)?);
         }
         let Shape { leaders, parts, .. } = self.shape;
         let frames = PerThread::<FrameCache>::new();
-        let made = parts.par_iter().enumerate().map(|(number, (parent, files))| {
+        let made = parts.par_iter().with_max_len(1).enumerate().map(|(number, (parent, files))| {
             let files = files.iter().filter(|(path, _)| leaders.get(*path).is_none_or(|leader| leader == path));
-            frames.with(|frames| self.files(&self.place.part(number), parent, files.copied(), frames))
+            let is_new = new.contains(*parent);
+            frames.with(|frames| self.files(&self.place.part(number), parent, is_new, files.copied(), frames))
         });
         left.extend(made.collect::<Result<Vec<_>>>()?.into_iter().flatten());
         for (path, leader) in leaders.iter().filter(|(path, leader)| path != leader) {
@@ -77,9 +83,10 @@ impl Apply<'_> {
         nodes.filter(|(_, node)| node.is_dir())
     }
 
-    fn directory(&self, path: &RelPath) -> Result<()> {
-        if !path.is_root() {
-            self.place.make_dir(path)?;
+    /// Makes a directory, with nothing in it that must not be; whether it was not there.
+    fn directory(&self, path: &RelPath) -> Result<bool> {
+        if !path.is_root() && self.place.make_dir(path)? {
+            return Ok(true);
         }
         if self.redo {
             self.place.sweep(path)?;
@@ -87,14 +94,15 @@ impl Apply<'_> {
         if self.shape.hidden.contains(path) {
             extras(self.shape.net, self.lower, path)?.iter().try_for_each(|extra| self.place.remove(extra))?;
         }
-        Ok(())
+        Ok(false)
     }
 
-    /// Makes files of one directory.
+    /// Makes files of one directory, which is empty where it `is_new`.
     fn files<'e>(
         &self,
         place: &Place,
         parent: &RelPath,
+        is_new: bool,
         files: impl Iterator<Item = (&'e RelPath, &'e Recorded)>,
         frames: &mut FrameCache,
     ) -> Result<Left> {
@@ -110,14 +118,16 @@ impl Apply<'_> {
             let mut contents = |_: &RelPath, content: &_, sink: &mut dyn FnMut(u64, &[u8]) -> Result<()>| {
                 self.chain.contents(*seq, content, frames, &mut |at, bytes| {
                     self.progress.step();
+                    self.portions.look(place.written());
                     sink(at, bytes)
                 })
             };
-            let is_linked = self.shape.leaders.contains_key(path);
-            left.extend(
-                self.place
-                    .unless_impossible(path, self.file(place, dir.as_fd(), path, node, is_linked, &mut contents))?,
-            );
+            let done = if is_new {
+                place.put_new(dir.as_fd(), path, node, &mut contents)
+            } else {
+                self.file(place, dir.as_fd(), path, node, &mut contents)
+            };
+            left.extend(place.unless_impossible(path, done)?);
         }
         Ok(left)
     }
@@ -128,7 +138,6 @@ impl Apply<'_> {
         dir: BorrowedFd<'_>,
         path: &RelPath,
         node: &Node,
-        is_linked: bool,
         contents: &mut Contents,
     ) -> Result<()> {
         let Some(existing) = Existing::at(self.lower, dir, path)? else {
@@ -138,6 +147,7 @@ impl Apply<'_> {
             // What a disk failed to take stays in the page cache as if it had: only what comes from the disk counts.
             fadvise(file, 0, None, Advice::DontNeed).at("fadvise64", self.lower.show(path))?;
         }
+        let is_linked = self.shape.leaders.contains_key(path);
         if let (Some(content), Some(file), false) = (node.content(), &existing.file, is_linked) {
             if is_unchanged(&existing, node, self.seed)? {
                 return place.finish_file(file, &node.meta, dir, path);

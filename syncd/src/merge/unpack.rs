@@ -53,7 +53,7 @@ pub fn unpack(store: &TargetStore, lower: &Tree, upper: &Tree, progress: &Progre
         match (state.node(), leaders.get(path)) {
             (None, _) => place.whiteout(path)?,
             (Some(node), _) if node.is_dir() && path.is_root() => {}
-            (Some(node), _) if node.is_dir() => place.make_dir(path)?,
+            (Some(node), _) if node.is_dir() => drop(place.make_dir(path)?),
             (Some(_), Some(leader)) if *leader != path => place.link(leader, path)?,
             (Some(node), _) => {
                 place.put(path, node, &mut |_, content, sink| chain.contents(*seq, content, &mut frames, sink))?;

@@ -40,15 +40,21 @@ impl Verify<'_> {
             }
             Ok(())
         })?;
-        parts.par_iter().try_for_each(|(parent, all)| {
+        parts.par_iter().with_max_len(1).try_for_each(|(parent, all)| {
             let dir = match self.lower.open_dir(parent) {
                 // What was deleted with its directory is gone.
                 Err(error) if is_nothing(error.errno()) => None,
                 other => Some(other?),
             };
-            let look = |path| dir.as_ref().map_or(Ok(None), |dir| Existing::at(self.lower, dir.as_fd(), path));
-            all.iter()
-                .try_for_each(|(path, recorded)| self.one(look(path)?, path, recorded, leaders.get(*path).copied()))
+            all.iter().filter(|(path, _)| !self.left.contains_key(*path)).try_for_each(|(path, recorded)| {
+                let is_file = recorded.state.node().is_some_and(|node| node.content().is_some());
+                let look = if is_file { Existing::file_at } else { Existing::at };
+                let existing = match &dir {
+                    Some(dir) => look(self.lower, dir.as_fd(), path)?,
+                    None => None,
+                };
+                self.one(existing, path, recorded, leaders.get(*path).copied())
+            })
         })
     }
 
