@@ -1,6 +1,15 @@
-//! What each thread of the pool keeps to use again.
+//! What each thread of the pool keeps to use again, and how much it takes at a time.
+//!
+//! rayon cuts a list into twice as many parts as there are threads, and cuts further only what a thread takes from another
+//! one: of two threads, one may have nothing to do while the other does the last quarter. So a list of which each part takes
+//! long is cut into more of them.
 
 use std::sync::{Mutex, PoisonError};
+
+/// How many directories are listed at a time.
+pub(crate) const DIRECTORIES: usize = 8;
+/// How many frames are read at a time.
+pub(crate) const FRAMES: usize = 16;
 
 /// One `T` for each thread.
 #[derive(Debug)]

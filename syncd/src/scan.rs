@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use crate::entry::{Kind, Meta};
 use crate::error::{Error, Result};
 use crate::path::RelPath;
+use crate::per_thread::DIRECTORIES;
 use crate::tree::{Tree, is_nothing, list, read_link};
 
 /// How a tree is to be read.
@@ -145,7 +146,8 @@ pub fn scan_below(tree: &Tree, view: View, start: &RelPath) -> Result<Vec<Found>
         level.push(start.clone());
     }
     while !level.is_empty() {
-        let found = level.par_iter().with_max_len(8).map(|path| walk.list(path)).collect::<Result<Vec<_>>>()?;
+        let found =
+            level.par_iter().with_max_len(DIRECTORIES).map(|path| walk.list(path)).collect::<Result<Vec<_>>>()?;
         let mut next = Vec::new();
         for (path, listing) in level.into_iter().zip(found) {
             let Some(listing) = listing else { continue };

@@ -106,7 +106,6 @@ impl Job<'_> {
         let looked: Vec<_> = beside
             .to_hash()
             .into_par_iter()
-            .with_max_len(512)
             .map_init(|| (Vec::new(), Opener::new(self.upper)), look)
             .collect::<Result<_>>()?;
         Ok(looked.into_iter().flatten().collect())

@@ -21,6 +21,7 @@ use crate::digest::{self, BLOCK, Digest};
 use crate::durable;
 use crate::entry::{Change, Content, Kind, Meta, Node, Stretch};
 use crate::error::{Error, Result};
+use crate::per_thread::FRAMES;
 use crate::progress::Progress;
 use crate::written::{Account, pages};
 
@@ -178,7 +179,7 @@ impl Checkpoint {
     /// # Errors
     /// When it cannot be read or is damaged.
     pub fn verify(&self, progress: &Progress) -> Result<()> {
-        self.frames.par_iter().try_for_each_init(Vec::new, |stored, frame| {
+        self.frames.par_iter().with_max_len(FRAMES).try_for_each_init(Vec::new, |stored, frame| {
             progress.step();
             self.read_stored(frame, stored)
         })
