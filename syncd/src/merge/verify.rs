@@ -30,11 +30,14 @@ pub(super) struct Verify<'a> {
 impl Verify<'_> {
     pub(super) fn run(&self) -> Result<()> {
         let Shape { net, hidden, leaders, parts } = self.shape;
+        let is_left = |path: &RelPath| self.left.contains_key(path);
         let directories: Vec<_> =
             net.entries.iter().filter(|(_, recorded)| recorded.state.node().is_some_and(Node::is_dir)).collect();
         directories.par_iter().try_for_each(|(path, recorded)| {
-            let parent = self.lower.open_parent(path)?;
-            self.one(Existing::at(self.lower, parent.as_fd(), path)?, path, recorded, None)?;
+            if !is_left(path) {
+                let parent = self.lower.open_parent(path)?;
+                self.one(Existing::at(self.lower, parent.as_fd(), path)?, path, recorded, None)?;
+            }
             if hidden.contains(path) && !extras(net, self.lower, path)?.is_empty() {
                 return self.mismatch(path, "names that should be gone");
             }
@@ -46,7 +49,7 @@ impl Verify<'_> {
                 Err(error) if is_nothing(error.errno()) => None,
                 other => Some(other?),
             };
-            all.iter().filter(|(path, _)| !self.left.contains_key(*path)).try_for_each(|(path, recorded)| {
+            all.iter().filter(|(path, _)| !is_left(path)).try_for_each(|(path, recorded)| {
                 let is_file = recorded.state.node().is_some_and(|node| node.content().is_some());
                 let look = if is_file { Existing::file_at } else { Existing::at };
                 let existing = match &dir {
@@ -66,9 +69,6 @@ impl Verify<'_> {
         leader: Option<&RelPath>,
     ) -> Result<()> {
         self.progress.step();
-        if self.left.contains_key(path) {
-            return Ok(());
-        }
         let (existing, node) = match (existing, recorded.state.node()) {
             (None, None) => return Ok(()),
             (Some(_), None) => return self.mismatch(path, "it should be gone"),
