@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+pub(crate) use engine::bare::copy as bare;
 pub(crate) use measured::measured;
 use report::Section;
 

@@ -15,6 +15,7 @@ mod snapshot;
 mod test;
 mod try_it;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -58,6 +59,14 @@ enum Task {
         #[arg(long)]
         only: Option<String>,
     },
+    /// Make the same directories and files by the fewest calls
+    #[command(hide = true)]
+    Bare {
+        /// What there is
+        from: PathBuf,
+        /// An empty directory
+        to: PathBuf,
+    },
     /// Run a command line and tell what it took
     #[command(hide = true)]
     Measured {
@@ -74,6 +83,7 @@ fn main() -> ExitCode {
         Task::Crash(options) => crash::run(&options),
         Task::Package => package::run().map(|()| ExitCode::SUCCESS),
         Task::Bench { what, only, rounds } => bench::run(what, only.as_deref(), rounds).map(|()| ExitCode::SUCCESS),
+        Task::Bare { from, to } => bench::bare(&from, &to).map(|()| ExitCode::SUCCESS),
         Task::Measured { line } => bench::measured(&line),
     };
     done.unwrap_or_else(|error| {

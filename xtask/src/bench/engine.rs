@@ -4,10 +4,12 @@
 //! A round makes a new file system and runs everything once, the peers from the same RAM; what counts is the median of
 //! the rounds.
 
+pub(super) mod bare;
 mod rejected;
 pub(super) mod workload;
 
 use std::collections::BTreeMap;
+use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -60,7 +62,9 @@ pub(super) fn measure_all(only: Option<&str>, rounds: usize) -> Result<Vec<Secti
         "On an ext4 image, median of {rounds} rounds. Everything is durable when it counts as done: the peers end with \
          syncfs(2). *First* saves all that is in RAM, *unchanged* finds that nothing is to be saved, *small change* saves a \
          little of it, *rotation* a log under a new name; *merge* brings it to its directory. *One write* is the \
-         same number of bytes in one file, with fsync. *Written* is what reached the device, the file system's own writes \
+         same number of bytes in one file, with fsync; *bare calls* are the least that the same directories and files take \
+         of all processors: without owners, modes and attributes, without a look at what was made, without a way to go on \
+         after a cut. *Written* is what reached the device, the file system's own writes \
          included."
     ));
     let chosen = workload::ALL.iter().filter(|workload| only.is_none_or(|only| only == workload.name));
@@ -130,7 +134,7 @@ impl<'a> Round<'a> {
         let rsync = |options: &str, name: &str| {
             format!("rsync -aHAX --delete {options} {upper}/ {}/ && {}", peer(name), sync(name))
         };
-        for name in ["rsync", "checksum", "cp", "merge"] {
+        for name in ["rsync", "checksum", "cp", "merge", "bare"] {
             fs::create_dir_all(peers.join(name))?;
         }
         let checkpoint = self.syncd("checkpoint");
@@ -171,6 +175,9 @@ impl<'a> Round<'a> {
         let bytes = workload::bytes(&self.root.join("var/log"))?;
         let floor = format!("dd if=/dev/zero of={} bs=1M count={bytes} iflag=count_bytes conv=fsync", peer("floor"));
         row("merge", "one write", &floor)?;
+        fs::remove_file(peers.join("floor"))?;
+        let xtask = env::current_exe().context("finding this program")?;
+        row("merge", "bare calls", &format!("{} bare {upper} {}", xtask.display(), peer("bare")))?;
         // As in the initramfs of the next boot.
         disk::detach_all(&self.root.join("var/log"))?;
         let merge = format!(
