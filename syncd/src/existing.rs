@@ -43,8 +43,7 @@ impl<'a> Existing<'a> {
             return Ok(Some(Self { lower, parent, path, file: None, stat }));
         }
         let file = open_child_file(parent, name, OFlags::RDONLY).at("openat2", &shown)?;
-        let stat = fstat(&file).at("fstat", &shown)?;
-        Ok(Some(Self { lower, parent, path, file: Some(file), stat }))
+        Self::opened(lower, parent, path, file).map(Some)
     }
 
     /// The same where a regular file is expected, which is opened without a look at what it is.
@@ -52,15 +51,18 @@ impl<'a> Existing<'a> {
     /// # Errors
     /// As [`Existing::at`].
     pub fn file_at(lower: &'a Tree, parent: BorrowedFd<'a>, path: &'a RelPath) -> Result<Option<Self>> {
-        let file = match open_child_file(parent, path.name(), OFlags::RDONLY) {
-            Err(Errno::NOENT) => return Ok(None),
+        match open_child_file(parent, path.name(), OFlags::RDONLY) {
+            Ok(file) => Self::opened(lower, parent, path, file).map(Some),
+            Err(Errno::NOENT) => Ok(None),
             // It is something else.
-            Err(_) => return Self::at(lower, parent, path),
-            Ok(file) => file,
-        };
+            Err(_) => Self::at(lower, parent, path),
+        }
+    }
+
+    fn opened(lower: &'a Tree, parent: BorrowedFd<'a>, path: &'a RelPath, file: File) -> Result<Self> {
         let stat = fstat(&file).at("fstat", lower.show(path))?;
         let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        Ok(Some(Self { lower, parent, path, file: is_file.then_some(file), stat }))
+        Ok(Self { lower, parent, path, file: is_file.then_some(file), stat })
     }
 
     /// Whether it is of this kind, and has this content. Nobody else changes it.

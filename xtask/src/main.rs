@@ -59,7 +59,7 @@ enum Task {
         #[arg(long)]
         only: Option<String>,
     },
-    /// Make the same directories and files by the fewest calls
+    /// Make the same directories and files, and nothing else of them
     #[command(hide = true)]
     Bare {
         /// What there is

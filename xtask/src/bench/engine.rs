@@ -62,10 +62,9 @@ pub(super) fn measure_all(only: Option<&str>, rounds: usize) -> Result<Vec<Secti
         "On an ext4 image, median of {rounds} rounds. Everything is durable when it counts as done: the peers end with \
          syncfs(2). *First* saves all that is in RAM, *unchanged* finds that nothing is to be saved, *small change* saves a \
          little of it, *rotation* a log under a new name; *merge* brings it to its directory. *One write* is the \
-         same number of bytes in one file, with fsync; *bare calls* are the least that many small files take \
-         of all processors: without owners, modes and attributes, without a look at what was made, without a way to go on \
-         after a cut. *Written* is what reached the device, the file system's own writes \
-         included."
+         same number of bytes in one file, with fsync; *bare calls* makes the same small \
+         files by all processors and does nothing else: no owners, modes and attributes, no look at what was made, no way to \
+         go on after a cut. *Written* is what reached the device, the file system's own writes included."
     ));
     let chosen = workload::ALL.iter().filter(|workload| only.is_none_or(|only| only == workload.name));
     let result = chosen.into_iter().try_for_each(|workload| {
@@ -176,7 +175,7 @@ impl<'a> Round<'a> {
         let floor = format!("dd if=/dev/zero of={} bs=1M count={bytes} iflag=count_bytes conv=fsync", peer("floor"));
         row("merge", "one write", &floor)?;
         fs::remove_file(peers.join("floor"))?;
-        // Of long files the one write is the least.
+        // For long files the one write is the measure.
         if workload.rotate.is_none() {
             let xtask = env::current_exe().context("finding this program")?;
             row("merge", "bare calls", &format!("{} bare {upper} {}", xtask.display(), peer("bare")))?;

@@ -1,5 +1,5 @@
-//! The least that making many files takes: the same directories and files by as many threads as there are processors,
-//! and nothing else. No owner, mode or attribute, no look at what was made, nothing that could go on after a cut.
+//! What making many files takes by itself: the same directories and files by as many threads as there are processors, and
+//! nothing else. No owner, mode or attribute, no look at what was made, nothing that could go on after a cut.
 
 use std::fs::{self, File, FileTimes};
 use std::io::{Read, Write};
